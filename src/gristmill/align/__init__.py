@@ -1,0 +1,1 @@
+"""Stage 06, alignment: instruction tuning (`sft`) and direct preference optimization (`dpo`)."""

@@ -1,0 +1,32 @@
+"""Configuration of the alignment stages."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..train.config import TrainingConfig
+
+
+class SFTConfig(BaseModel):
+    """Stage `sft`: supervised fine-tuning on instruction tasks, loss on the assistant's words only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: int = Field(gt=0, description="Training tasks generated; prompts of the held-out split never occur.")
+    training: TrainingConfig = Field(description="The training loop.")
+    accuracy_tasks: int = Field(default=200, gt=0, description="Held-out tasks answered before and after.")
+    max_answer_tokens: int = Field(default=16, gt=0, description="Longest reply when tasks are answered.")
+
+
+class DPOConfig(BaseModel):
+    """Stage `dpo`: direct preference optimization on pairs of the model's own right and wrong answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: int = Field(gt=0, description="Training prompts answered by the model to find pairs.")
+    samples_per_prompt: int = Field(default=4, gt=1, description="Answers sampled for each prompt.")
+    temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of those answers.")
+    beta: float = Field(default=0.1, gt=0, description="Strength of the pull towards the reference model.")
+    training: TrainingConfig = Field(description="The training loop; its steps may pass over the pairs several times.")
+    accuracy_tasks: int = Field(default=200, gt=0, description="Held-out tasks answered before and after.")
+    max_answer_tokens: int = Field(default=16, gt=0, description="Longest reply when tasks are answered.")

@@ -1,0 +1,153 @@
+"""Stage `dpo`: direct preference optimization (Rafailov et al. 2023) on pairs from the model's own answers.
+
+The SFT model answers training prompts several times; a prompt with a right and a wrong answer gives one pair. The
+reference log-probabilities are those of the SFT model and are computed once, since the pairs do not change.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..artifact import Figures, StageRun, write_json, write_text
+from ..errors import GristmillError
+from ..evaluate.tasks import Task, is_correct, make_tasks
+from ..model.decoder import Decoder
+from ..tokenizer.tokenizer import Tokenizer
+from ..train.config import TrainingConfig
+from ..train.data import TokenBatch, epoch_indices, pad_examples
+from ..train.loop import LossSum, autocast, resolve_device, resolve_precision, train
+from ..train.losses import token_logprobs
+from ..weights.hf import save_model
+from ..weights.load import load_model
+from .config import DPOConfig
+from .losses import dpo_loss, sequence_logprobs
+from .rollout import heldout_accuracy, sample_answers
+
+Pair = dict[str, str]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Chosen rows, then as many rejected rows, and the reference's log-probability of each row's reply."""
+
+    tokens: TokenBatch
+    reference: Tensor
+
+
+def dpo(config: DPOConfig, run: StageRun) -> Figures:
+    """Align `run.inputs["sft"]`; leaves a model directory, `pairs.jsonl` and `training.json`."""
+    tokenizer = Tokenizer.load(run.inputs["sft"])
+    model = load_model(run.inputs["sft"])
+    pairs, right = _pairs(config, run, model, tokenizer)
+    batch_size = config.training.batch_size
+    if len(pairs) < batch_size:
+        raise GristmillError(
+            f"only {len(pairs)} of {config.prompts} prompts gave both a right and a wrong answer, fewer than one batch "
+            f"of {batch_size}: raise dpo.prompts or dpo.samples_per_prompt, or lower dpo.training.batch_size"
+        )
+    before = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
+    chosen = [_example(tokenizer, pair["prompt"], pair["chosen"]) for pair in pairs]
+    rejected = [_example(tokenizer, pair["prompt"], pair["rejected"]) for pair in pairs]
+    reference = _reference(model, chosen + rejected, tokenizer.pad_id, config.training).view(2, -1)
+
+    def batch_at(step: int) -> PairBatch:
+        picked = epoch_indices(len(pairs), batch_size, step, run.seed)
+        rows = [chosen[i] for i in picked] + [rejected[i] for i in picked]
+        return PairBatch(pad_examples(rows, tokenizer.pad_id), reference[:, picked].flatten())
+
+    loss = partial(_loss, beta=config.beta)
+    result = train(model, batch_at, lambda batch: [batch], loss, config.training, run)
+    model.to("cpu")
+    after = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
+    save_model(model, run.out, run.inputs["sft"])
+    write_json(run.out / "training.json", result.history)
+    return {
+        "pairs": len(pairs),
+        "sampled_accuracy": round(right, 4),
+        "epochs": round(config.training.steps / (len(pairs) // batch_size), 3),
+        "train_loss": result.history[-1]["loss"],
+        "margin_accuracy": result.history[-1]["margin_accuracy"],
+        "accuracy_before": round(before, 4),
+        "accuracy_after": round(after, 4),
+        "accuracy_tasks": config.accuracy_tasks,
+        "steps_per_second": round(result.steps_run / max(result.seconds, 1e-9), 2),
+    }
+
+
+def _pairs(config: DPOConfig, run: StageRun, model: Decoder, tokenizer: Tokenizer) -> tuple[list[Pair], float]:
+    """The pairs and the share of right answers among all samples; read back if an earlier try has written them."""
+    path, summary = run.out / "pairs.jsonl", run.scratch / "sampled.json"
+    if summary.exists():
+        return [json.loads(line) for line in path.read_text().splitlines()], json.loads(summary.read_text())
+    tasks = make_tasks(config.prompts, run.seed + 1, "train")
+    answers = sample_answers(
+        model,
+        tokenizer,
+        tasks,
+        config.samples_per_prompt,
+        config.temperature,
+        config.max_answer_tokens,
+        run.seed,
+        lambda done, total: run.log.progress(done, total, "answers"),
+    )
+    pairs, right = find_pairs(tasks, answers)
+    _write_pairs(path, pairs)
+    write_json(summary, right)
+    return pairs, right
+
+
+def find_pairs(tasks: list[Task], answers: list[list[str]]) -> tuple[list[Pair], float]:
+    """One pair for each task with both a right and a wrong answer (the first of each), and the share of right ones."""
+    pairs: list[Pair] = []
+    right = total = 0
+    for task, replies in zip(tasks, answers, strict=True):
+        good = [reply for reply in replies if is_correct(task, reply)]
+        bad = [reply for reply in replies if not is_correct(task, reply)]
+        right, total = right + len(good), total + len(replies)
+        if good and bad:
+            pairs.append(
+                {"id": task.id, "family": task.family, "prompt": task.prompt, "chosen": good[0], "rejected": bad[0]}
+            )
+    return pairs, right / max(total, 1)
+
+
+def _write_pairs(path: Path, pairs: list[Pair]) -> None:
+    provenance = {"source": "sampled from the sft model", "generation": 1}
+    write_text(path, "".join(json.dumps(pair | {"provenance": provenance}) + "\n" for pair in pairs))
+
+
+def _example(tokenizer: Tokenizer, prompt: str, reply: str) -> tuple[list[int], list[int]]:
+    return tokenizer.chat_ids_with_mask([{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}])
+
+
+@torch.no_grad()
+def _reference(
+    model: Decoder, examples: list[tuple[list[int], list[int]]], pad_id: int, training: TrainingConfig
+) -> Tensor:
+    """Log-probability of each example's reply under `model`, `[len(examples)]`, in the precision of the training."""
+    device = resolve_device(training.device)
+    model.to(device)
+    batches = [pad_examples(examples[i : i + 64], pad_id) for i in range(0, len(examples), 64)]
+    with autocast(resolve_precision(training.precision, device), device):
+        return torch.cat([_reply_logprobs(model, batch).cpu() for batch in batches])
+
+
+def _reply_logprobs(model: Decoder, batch: TokenBatch) -> Tensor:
+    device = model.embedding.weight.device
+    logits = model(batch.inputs_BT.to(device))
+    return sequence_logprobs(token_logprobs(logits, batch.targets_BT.to(device)), batch.weights_BT.to(device))
+
+
+def _loss(model: Decoder, batch: PairBatch, beta: float) -> LossSum:
+    logprobs = _reply_logprobs(model, batch.tokens)
+    chosen, rejected = logprobs.chunk(2)
+    reference_chosen, reference_rejected = batch.reference.to(logprobs.device).chunk(2)
+    losses, margins = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta)
+    sums = {"margin": float(margins.sum()), "margin_accuracy": float((margins > 0).float().sum())}
+    return LossSum(losses.sum(), float(len(losses)), sums)

@@ -1,0 +1,61 @@
+"""Stage `sft`: supervised fine-tuning. The base model learns the chat turns and the tasks from worked examples."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+from ..artifact import Figures, StageRun, write_json, write_text
+from ..errors import GristmillError
+from ..evaluate.tasks import Task, make_tasks
+from ..tokenizer.tokenizer import Tokenizer
+from ..train.data import ConversationBatches, TokenBatch
+from ..train.loop import next_token_loss, train
+from ..weights.hf import save_model
+from ..weights.load import load_model
+from .config import SFTConfig
+from .rollout import heldout_accuracy
+
+
+def sft(config: SFTConfig, run: StageRun) -> Figures:
+    """Fine-tune `run.inputs["base"]`; leaves a model directory, `dataset.jsonl` and `training.json`."""
+    tokenizer = Tokenizer.load(run.inputs["base"])
+    model = load_model(run.inputs["base"])
+    tasks = make_tasks(config.tasks, run.seed, "train")
+    write_text(run.out / "dataset.jsonl", "".join(json.dumps(row) + "\n" for row in map(_row, tasks)))
+    examples = [tokenizer.chat_ids_with_mask(_conversation(task)) for task in tasks]
+    _check_fits(examples, model.config.max_seq_len)
+    before = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
+    batches = ConversationBatches(examples, config.training.batch_size, tokenizer.pad_id, run.seed)
+    split = partial(TokenBatch.split, size=config.training.micro_batch_size)
+    result = train(model, batches, split, next_token_loss, config.training, run)
+    model.to("cpu")
+    after = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
+    save_model(model, run.out, run.inputs["base"])
+    write_json(run.out / "training.json", result.history)
+    return {
+        "tasks": len(tasks),
+        "epochs": round(config.training.steps / batches.batches_per_epoch, 3),
+        "train_loss": result.history[-1]["loss"],
+        "accuracy_before": round(before, 4),
+        "accuracy_after": round(after, 4),
+        "accuracy_tasks": config.accuracy_tasks,
+        "steps_per_second": round(result.steps_run / max(result.seconds, 1e-9), 2),
+    }
+
+
+def _conversation(task: Task) -> list[dict[str, str]]:
+    return [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": task.answer}]
+
+
+def _row(task: Task) -> dict[str, object]:
+    provenance = {"source": "gristmill.evaluate.tasks", "family": task.family, "generation": 0}
+    return {"id": task.id, "prompt": task.prompt, "messages": _conversation(task), "provenance": provenance}
+
+
+def _check_fits(examples: list[tuple[list[int], list[int]]], max_seq_len: int) -> None:
+    longest = max(len(ids) for ids, _ in examples)
+    if longest > max_seq_len:
+        raise GristmillError(
+            f"the longest conversation has {longest} tokens, more than base.model.max_seq_len ({max_seq_len})"
+        )

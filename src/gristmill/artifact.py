@@ -1,0 +1,259 @@
+"""An artifact: a directory of standard files, its manifest, its lineage, its check.
+
+Every stage writes one. `build` gives a stage a working directory beside the target (`.NAME.partial/`), runs it, hashes
+what it left there, writes `manifest.json` and renames the directory into place: a killed stage leaves no half artifact,
+and what it had finished in the working directory is there when it is started again.
+
+An artifact's hash covers its kind, its files, its parents' hashes and its stage's configuration. Times, hardware and
+figures stand in the manifest but not under the hash, so the same work gives the same hash on another day.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import hardware
+from .errors import GristmillError
+from .events import StageLog
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SCRATCH = "_scratch"
+KINDS = (
+    "collection",
+    "corpus",
+    "tokenizer",
+    "tokens",
+    "model",
+    "adapter",
+    "quantized-model",
+    "dataset",
+    "reward-model",
+    "report",
+)
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` holds. docs/architecture.md gives the reason for each field."""
+
+    kind: str
+    format_version: int
+    stage: str
+    hash: str
+    files: dict[str, dict[str, Any]]  # relative path -> {"sha256": hex, "bytes": int}
+    parents: dict[str, str]  # parent stage -> artifact hash
+    config: dict[str, Any]
+    fingerprint: str
+    seed: int
+    code_version: str
+    hardware: dict[str, Any]
+    started: str  # UTC, ISO 8601
+    seconds: float
+    figures: Figures = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a stage is given to work with.
+
+    Files left in `out` make up the artifact. `scratch` (inside `out`) survives a kill and is removed before the
+    artifact is sealed: checkpoints live there. `inputs` maps each parent stage's name to its artifact's directory.
+    """
+
+    out: Path
+    scratch: Path
+    inputs: Mapping[str, Path]
+    seed: int
+    log: StageLog
+
+
+StageFunction = Callable[[Any, StageRun], Figures]
+
+
+def build(
+    target: Path,
+    *,
+    kind: str,
+    stage: str,
+    function: StageFunction,
+    config: Any,
+    inputs: Mapping[str, Path],
+    seed: int,
+    fingerprint: str,
+    log: StageLog,
+) -> Manifest:
+    """Run one stage and seal what it wrote as the artifact `target`. `config` is a pydantic model.
+
+    Earlier work in the partial directory is kept when it was made under the same fingerprint, else removed first.
+    """
+    assert kind in KINDS, kind
+    partial = target.parent / f".{target.name}.partial"
+    scratch = partial / SCRATCH
+    resumed = prepare_partial(partial, fingerprint)
+    scratch.mkdir(exist_ok=True)
+    log.emit("stage_started", fingerprint=fingerprint, resumed=resumed)
+    started = time.time()
+    run = StageRun(out=partial, scratch=scratch, inputs=dict(inputs), seed=seed, log=log)
+    figures = function(config, run)
+    shutil.rmtree(scratch)
+    parents = {name: read_manifest(path).hash for name, path in inputs.items()}
+    manifest = _manifest(partial, kind, stage, parents, config, fingerprint, seed, started, figures)
+    write_json(partial / MANIFEST, asdict(manifest))
+    _replace(partial, target)
+    return manifest
+
+
+def prepare_partial(partial: Path, fingerprint: str) -> bool:
+    """Make the working directory; True if it holds earlier work under the same fingerprint."""
+    mark = partial / SCRATCH / "fingerprint"
+    if mark.exists() and mark.read_text() == fingerprint:
+        return True
+    shutil.rmtree(partial, ignore_errors=True)
+    mark.parent.mkdir(parents=True)
+    write_text(mark, fingerprint)
+    return False
+
+
+def partial_fingerprint(target: Path) -> str | None:
+    """The fingerprint under which unfinished work on `target` was begun, or None where there is none."""
+    mark = target.parent / f".{target.name}.partial" / SCRATCH / "fingerprint"
+    return mark.read_text() if mark.exists() else None
+
+
+def read_manifest(directory: Path | str) -> Manifest:
+    """The manifest of an artifact. GristmillError names what is missing or malformed."""
+    path = Path(directory) / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest(**data)
+    except FileNotFoundError:
+        raise GristmillError(f"{directory} is not an artifact: it holds no {MANIFEST}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise GristmillError(f"{path} is corrupt ({error}); remove {directory} and run its stage again") from None
+    if manifest.format_version != FORMAT_VERSION:
+        raise GristmillError(
+            f"{path}: format version {manifest.format_version} is not the {FORMAT_VERSION} this gristmill reads"
+        )
+    return manifest
+
+
+def verify(directory: Path | str) -> Manifest:
+    """Hash every file of an artifact again; GristmillError names the first that differs, lacks or is not listed."""
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    present = _files(directory)
+    for name, listed in manifest.files.items():
+        path = directory / name
+        if not path.exists():
+            raise GristmillError(f"{path} is missing; remove {directory} and run stage {manifest.stage!r} again")
+        found = _hash_file(path)
+        if found["sha256"] != listed["sha256"]:
+            raise GristmillError(
+                f"{path} is corrupt: {found['bytes']} bytes, sha256 {found['sha256'][:12]}, the manifest says "
+                f"{listed['bytes']} bytes, {listed['sha256'][:12]}; remove {directory} and run stage "
+                f"{manifest.stage!r} again"
+            )
+    for name in present:
+        if name not in manifest.files:
+            raise GristmillError(f"{directory / name} is not listed in {directory / MANIFEST}; remove it")
+    expected = artifact_hash(manifest.kind, manifest.files, manifest.parents, manifest.config)
+    if expected != manifest.hash:
+        raise GristmillError(
+            f"{directory / MANIFEST} was changed: its contents hash to {expected[:12]}, not its own hash"
+        )
+    return manifest
+
+
+def artifact_hash(kind: str, files: Mapping[str, Any], parents: Mapping[str, str], config: Mapping[str, Any]) -> str:
+    """The identity of an artifact: 64 hex digits over kind, file hashes, parents and configuration."""
+    identity = {
+        "kind": kind,
+        "files": {name: entry["sha256"] for name, entry in files.items()},
+        "parents": dict(parents),
+        "config": dict(config),
+    }
+    return hash_json(identity)
+
+
+def hash_json(value: Any) -> str:
+    """sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves either the old one or the whole new one."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, indented and newline-closed, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _manifest(
+    directory: Path,
+    kind: str,
+    stage: str,
+    parents: dict[str, str],
+    config: Any,
+    fingerprint: str,
+    seed: int,
+    started: float,
+    figures: Figures,
+) -> Manifest:
+    files = {name: _hash_file(directory / name) for name in _files(directory)}
+    plain_config = config.model_dump(mode="json")
+    return Manifest(
+        kind=kind,
+        format_version=FORMAT_VERSION,
+        stage=stage,
+        hash=artifact_hash(kind, files, parents, plain_config),
+        files=files,
+        parents=parents,
+        config=plain_config,
+        fingerprint=fingerprint,
+        seed=seed,
+        code_version=hardware.code_version(),
+        hardware=hardware.describe(),
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        seconds=round(time.time() - started, 3),
+        figures=figures,
+    )
+
+
+def _files(directory: Path) -> list[str]:
+    """Relative paths of an artifact's files but the manifest, sorted."""
+    found = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def _hash_file(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Put `partial` in `target`'s place; an older artifact there is removed last."""
+    old = target.parent / f".{target.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(partial, target)
+    shutil.rmtree(old, ignore_errors=True)

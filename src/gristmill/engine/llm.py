@@ -1,0 +1,220 @@
+"""A model to generate with, in one call: `LLM(path).generate(prompts, params)`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import GristmillError
+from ..model.decoder import Decoder
+from ..tokenizer.tokenizer import Tokenizer
+from ..weights.load import load_model
+from ..weights.locate import locate_model
+from .engine import Engine
+from .limits import engine_config
+from .request import FinishReason, Request, TokenLogprob
+from .sampling import SamplingParams
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, str]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one prompt gave. `token_ids` are all generated tokens, a closing one included; `text` is without it and
+    without a stop string. `logprobs` has one entry per token when asked for, `top_logprobs` pairs of id and value."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[float] | None = None
+    top_logprobs: list[list[TokenLogprob]] | None = None
+
+
+class LLM:
+    """An engine over a model and its tokenizer. Used from one thread; `server` is what many clients share."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        dtype: torch.dtype | str | None = None,
+        *,
+        device: str | None = None,
+        max_num_seqs: int | None = None,
+        max_model_len: int | None = None,
+        max_num_batched_tokens: int = 2048,
+    ):
+        """Load a model directory, or the last aligned model of a run directory.
+
+        `device` defaults to CUDA where there is a GPU, `dtype` to bfloat16 there and float32 on the CPU. The limits
+        are those of `EngineConfig`; `max_num_seqs` defaults to 64 or what fits in memory.
+        """
+        directory = locate_model(path)
+        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_model(directory, dtype=_dtype(dtype, where), device=where)
+        self._init(
+            model,
+            Tokenizer.load(directory),
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max_num_batched_tokens,
+            stop_ids=_generation_stop_ids(directory),
+        )
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        max_num_seqs: int | None = None,
+        max_model_len: int | None = None,
+        max_num_batched_tokens: int = 2048,
+    ) -> LLM:
+        """Generate with a model in memory, where and in the dtype it is. It is put into eval mode."""
+        llm = cls.__new__(cls)
+        llm._init(
+            model,
+            tokenizer,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+        return llm
+
+    def _init(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        max_num_seqs: int | None,
+        max_model_len: int | None,
+        max_num_batched_tokens: int,
+        stop_ids: Iterable[int] = (),
+    ) -> None:
+        weight = model.embedding.weight
+        config = engine_config(
+            model.config, weight.dtype, weight.device, max_num_seqs, max_model_len, max_num_batched_tokens
+        )
+        self.tokenizer = tokenizer
+        self.engine = Engine(model, tokenizer, config, stop_ids)
+
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """Complete every prompt; the completions stand in the order of the prompts.
+
+        A prompt is text, which gets the tokenizer's beginning-of-text token, or token ids, which are taken as they
+        are. `params` holds for all prompts or is one for each. `on_progress(done, total)` is called as prompts end.
+        All prompts are checked before any is run: RequestError names the first that does not fit.
+        """
+        if isinstance(prompts, str):
+            raise GristmillError("prompts is one string; generate takes a list of prompts")
+        per_prompt = _per_prompt(params, len(prompts))
+        requests = [
+            self.engine.make_request(ids, p, field=f"prompts[{i}]")
+            for i, (ids, p) in enumerate(zip(prompt_ids(self.tokenizer, prompts), per_prompt, strict=True))
+        ]
+        self._run(requests, on_progress or (lambda done, total: None))
+        return [_completion(request) for request in requests]
+
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """The assistant's reply to each conversation, a list of `{"role": ..., "content": ...}`."""
+        prompts = [self.tokenizer.chat_ids(messages, add_generation_prompt=True) for messages in conversations]
+        return self.generate(prompts, params, on_progress)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, None]:
+        """The completion's text, piece by piece. Closing the iterator ends the request."""
+        (ids,) = prompt_ids(self.tokenizer, [prompt])
+        request = self.engine.add_request(ids, params or SamplingParams())
+        try:
+            while request.finish_reason is None:
+                for output in self.engine.step():
+                    if output.error is not None:
+                        raise output.error
+                    if output.text:
+                        yield output.text
+        finally:
+            self.engine.abort(request)
+
+    def _run(self, requests: Sequence[Request], on_progress: Callable[[int, int], None]) -> None:
+        # Prompts of equal length are computed together, and rows of like length waste least in decoding.
+        for request in sorted(requests, key=lambda request: len(request.prompt_ids), reverse=True):
+            self.engine.add(request)
+        done = 0
+        try:
+            while self.engine.has_work:
+                ended = 0
+                for output in self.engine.step():
+                    if output.error is not None:
+                        raise output.error
+                    ended += output.finish_reason is not None
+                if ended:
+                    done += ended
+                    on_progress(done, len(requests))
+        finally:  # after an error or Ctrl-C nothing may stay behind in the engine
+            for request in requests:
+                self.engine.abort(request)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[Sequence[int]]:
+    """Token ids of prompts, texts or ids; a text gets the token that begins every document in training.
+
+    A tokenizer that has no such token, or has its end or `<|im_start|>` in that place, adds none.
+    """
+    bos = tokenizer.bos_id
+    begin = [] if bos in (None, tokenizer.eos_id, tokenizer.im_start_id) else [bos]
+    encoded = iter(tokenizer.encode_batch([prompt for prompt in prompts if isinstance(prompt, str)]))
+    return [begin + next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def _completion(request: Request) -> Completion:
+    assert request.finish_reason is not None
+    params = request.params
+    return Completion(
+        text="".join(request.text),
+        token_ids=request.output_ids,
+        finish_reason=request.finish_reason,
+        logprobs=request.logprobs if params.logprobs else None,
+        top_logprobs=request.top_logprobs if params.top_logprobs else None,
+    )
+
+
+def _per_prompt(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise GristmillError(f"params has {len(params)} entries for {count} prompts; give one for all, or one for each")
+    return params
+
+
+def _dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise GristmillError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    return dtype
+
+
+def _generation_stop_ids(directory: Path) -> list[int]:
+    """The end tokens that a model's `generation_config.json` names beside those of its tokenizer."""
+    path = directory / "generation_config.json"
+    if not path.exists():
+        return []
+    ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]

@@ -1,0 +1,1 @@
+"""Stage 04, the model: its shape (`config`), its attention interface (`attention`), the decoder itself (`decoder`)."""

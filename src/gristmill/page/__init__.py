@@ -1,0 +1,1 @@
+"""The live page: a run directory, read while it is being written, as eight stages in a browser."""

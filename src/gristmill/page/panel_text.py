@@ -1,0 +1,224 @@
+"""The panels of the text: data, processing, tokenization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .documents import count_by, samples_by
+from .files import Run, as_dict, as_number
+from .play import run_tokenizer, vocabulary_entries
+from .sections import Section, documents, figures, lines, missing, table
+
+PLAY_TEXT = "The quick brown fox can't count to 12345, but it can say naïve 東京 and <|im_end|>."
+SHOWN_MERGES = 40
+SHOWN_LONGEST = 40
+
+
+# ---- data
+
+
+def sources(run: Run) -> Section:
+    """Documents and bytes of each source, counted in the tables themselves."""
+    directory = run.artifact("collected")
+    if directory is None:
+        return missing(run, "collected", "Collected text")
+    rows = [
+        (row["source"], row["domain"], row["license"], row["documents"], row["bytes"])
+        for row in count_by(directory / "documents", _hash(run, "collected"), ("source", "domain", "license"))
+    ]
+    columns = [
+        ("source", "text"), ("domain", "text"), ("license", "text"), ("documents", "count"), ("text", "bytes+bar"),
+    ]  # fmt: skip
+    return table("sources", "Collected text", columns, rows)
+
+
+def collected_samples(run: Run) -> Section | None:
+    directory = run.artifact("collected")
+    if directory is None:
+        return None
+    found = samples_by(directory / "documents", _hash(run, "collected"), "source", 2)
+    return documents("collected-samples", "Documents as they were collected", [_document(row) for row in found])
+
+
+def _document(row: dict[str, Any]) -> dict[str, Any]:
+    meta = ", ".join(str(row[key]) for key in ("domain", "language", "license", "origin") if row.get(key))
+    return {"label": str(row.get("source", "")), "meta": meta, "text": row["text"], "characters": row["characters"]}
+
+
+def _hash(run: Run, stage: str) -> str:
+    manifest = run.manifest(stage)
+    return manifest.hash if manifest else ""
+
+
+# ---- processing
+
+
+def kept_and_removed(run: Run) -> Section:
+    """What went in and what came out, by domain, counted in the tables themselves."""
+    directory = run.artifact("corpus")
+    if directory is None:
+        return missing(run, "corpus", "Corpus")
+    kept = _by_domain(count_by(directory / "documents", _hash(run, "corpus"), ("domain",)))
+    removed = _by_domain(count_by(directory / "removed", _hash(run, "corpus"), ("domain",)))
+    rows = []
+    for domain in sorted({*kept, *removed}):
+        stayed, gone = kept.get(domain, {}), removed.get(domain, {})
+        left, taken = stayed.get("documents", 0), gone.get("documents", 0)
+        rows.append((domain, left, taken, taken / (left + taken), stayed.get("bytes"), gone.get("bytes")))
+    columns = [
+        ("domain", "text"), ("kept", "count"), ("removed", "count"), ("share removed", "percent+bar"),
+        ("text kept", "bytes"), ("text removed", "bytes"),
+    ]  # fmt: skip
+    return table("kept", "Kept and removed", columns, rows)
+
+
+def _by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["domain"]: row for row in rows}
+
+
+def reasons(run: Run) -> Section | None:
+    directory = run.artifact("corpus")
+    if directory is None:
+        return None
+    counted = count_by(directory / "removed", _hash(run, "corpus"), ("reason",))
+    rows = [(row["reason"], row["documents"], row["bytes"]) for row in counted]
+    rows.sort(key=lambda row: (-row[1], row[0]))
+    columns = [("reason", "text"), ("documents", "count+bar"), ("text", "bytes")]
+    return table("reasons", "Why documents were removed", columns, rows) if rows else None
+
+
+def private_data(run: Run) -> Section | None:
+    """What was replaced by a placeholder, by kind."""
+    found = as_dict(as_dict(run.json("corpus", "report.json")).get("pii"))
+    rows = [(kind.replace("_", " "), _sum(count)) for kind, count in found.items()]
+    if not rows:
+        return None
+    return table("pii", "Private data replaced", [("kind", "text"), ("found", "count+bar")], rows)
+
+
+def mixture(run: Run) -> Section | None:
+    """Each domain's share of the training mixture beside its share of the text."""
+    weights = as_dict(as_dict(run.json("corpus", "report.json")).get("weights"))
+    directory = run.artifact("corpus")
+    if not weights or directory is None:
+        return None
+    sizes = _by_domain(count_by(directory / "documents", _hash(run, "corpus"), ("domain",)))
+    total = sum(row["bytes"] or 0 for row in sizes.values()) or 1
+    rows = [
+        (domain, weight, (sizes.get(domain, {}).get("bytes") or 0) / total) for domain, weight in sorted(weights.items())
+    ]
+    columns = [("domain", "text"), ("share of training", "percent+bar"), ("share of the text", "percent+bar")]
+    return table("mixture", "Mixture", columns, rows)
+
+
+def removed_samples(run: Run) -> Section | None:
+    directory = run.artifact("corpus")
+    if directory is None:
+        return None
+    found = samples_by(directory / "removed", _hash(run, "corpus"), "reason", 2)
+    items = [{**_document(row), "label": str(row["reason"]), "meta": f"{row['source']}, {row['origin']}"} for row in found]
+    return documents("removed-samples", "Removed documents", items) if items else None
+
+
+# ---- tokenization
+
+
+def vocabulary_figures(run: Run) -> Section:
+    found = run.figures("tokenizer")
+    if run.artifact("tokenizer") is None:
+        return missing(run, "tokenizer", "Tokenizer")
+    config = run.stage_config("tokenizer")
+    return figures(
+        "tokenizer",
+        "Tokenizer",
+        [
+            ("entries", as_number(found.get("vocab_size")), "count"),
+            ("pre-tokenizer", config.get("pretokenizer"), "text"),
+            ("text sampled", _sum(found.get("sampled_bytes")), "bytes"),
+            ("trained at, bytes/s", as_number(found.get("train_bytes_per_second")), "count"),
+        ],
+    )
+
+
+def _sum(value: Any) -> float | int | None:
+    """A figure, or the sum of a figure by domain."""
+    if isinstance(value, dict):
+        return sum(number for number in map(as_number, value.values()) if number is not None)
+    return as_number(value)
+
+
+def play(run: Run) -> Section | None:
+    if run.artifact("tokenizer") is None:
+        return None
+    note = "Special tokens are never read out of a text: their letters are tokens like any others."
+    return {"id": "play", "kind": "play", "title": "Try it", "text": PLAY_TEXT, "note": note}
+
+
+def fertility(run: Run) -> Section | None:
+    """Tokens per word and bytes per token by domain, measured by the tokenizer stage on validation text."""
+    found = run.figures("tokenizer")
+    per_word, per_token = as_dict(found.get("tokens_per_word")), as_dict(found.get("bytes_per_token"))
+    if not per_word and not per_token:
+        return None
+    rows = [(domain, per_word.get(domain), per_token.get(domain)) for domain in sorted({*per_word, *per_token})]
+    columns = [("domain", "text"), ("tokens per word", "number"), ("bytes per token", "number+bar")]
+    return table("fertility", "Fertility", columns, rows, "On validation text, which the tokenizer was not trained on.")
+
+
+def packed_tokens(run: Run) -> Section:
+    """The token files by split and domain."""
+    meta = as_dict(run.json("tokens", "meta.json"))
+    if not meta:
+        return missing(run, "tokens", "Packed tokens")
+    rows = []
+    for domain, entry in as_dict(meta.get("domains")).items():
+        train, validation = as_dict(entry.get("train")), as_dict(entry.get("validation"))
+        rows.append((domain, train.get("tokens"), validation.get("tokens"), train.get("documents"), entry.get("weight")))
+    columns = [
+        ("domain", "text"), ("training tokens", "count+bar"), ("validation tokens", "count"),
+        ("training documents", "count"), ("mixture weight", "percent"),
+    ]  # fmt: skip
+    return table("packed", "Packed tokens", columns, rows, f"Stored as {meta.get('dtype', 'integers')}.")
+
+
+def special_tokens(run: Run) -> Section | None:
+    tokenizer = run_tokenizer(run)
+    if tokenizer is None:
+        return None
+    roles = {
+        tokenizer.bos_id: "begins a document",
+        tokenizer.eos_id: "ends a document",
+        tokenizer.pad_id: "fills a row",
+        tokenizer.im_start_id: "begins a turn",
+        tokenizer.im_end_id: "ends a turn",
+    }
+    rows = [
+        (tokenizer.decode([i], skip_special_tokens=False), i, roles.get(i, "")) for i in sorted(tokenizer.special_ids)
+    ]
+    return table("special-tokens", "Special tokens", [("token", "code"), ("id", "number"), ("use", "text")], rows)
+
+
+def merges(run: Run) -> Section | None:
+    """The first merges learned, in order: the most frequent pairs of the corpus."""
+    tokenizer = run_tokenizer(run)
+    if tokenizer is None:
+        return None
+    learned = [e for e in vocabulary_entries(tokenizer) if e["bytes"] > 1][:SHOWN_MERGES]
+    return lines("merges", f"The first {len(learned)} merges, in order", [_quoted(e["text"]) for e in learned])
+
+
+def longest_tokens(run: Run) -> Section | None:
+    tokenizer = run_tokenizer(run)
+    if tokenizer is None:
+        return None
+    entries = sorted(vocabulary_entries(tokenizer), key=lambda e: (-e["bytes"], e["id"]))[:SHOWN_LONGEST]
+    return lines("longest", f"The {len(entries)} longest entries", [_quoted(e["text"]) for e in entries])
+
+
+def _quoted(text: str) -> str:
+    return repr(text)[1:-1].replace(" ", "·")
+
+
+DATA = (sources, collected_samples)
+PROCESSING = (kept_and_removed, reasons, private_data, mixture, removed_samples)
+TOKENIZATION = (vocabulary_figures, play, fertility, packed_tokens, special_tokens, merges, longest_tokens)

@@ -1,0 +1,84 @@
+"""What a panel is made of: sections, plain dictionaries that static/sections.js turns into elements.
+
+A table column's `unit` is one of count, short, bytes, seconds, percent, number, text, code (static/format.js).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .files import Run
+
+Section = dict[str, Any]
+Column = tuple[str, str]  # label, unit; a unit that ends in "+bar" draws a bar beside the number
+
+
+def table(
+    id: str, title: str, columns: Sequence[Column], rows: Iterable[Sequence[Any]], note: str | None = None
+) -> Section:
+    """A table whose first column names the row."""
+    return {
+        "id": id,
+        "kind": "table",
+        "title": title,
+        "columns": [
+            {"label": label, "unit": unit.removesuffix("+bar"), "bar": unit.endswith("+bar")} for label, unit in columns
+        ],
+        "rows": [list(row) for row in rows],
+        "note": note,
+    }
+
+
+def figures(id: str, title: str, items: Iterable[tuple[str, Any, str]], note: str | None = None) -> Section:
+    """Single figures, each a (label, value, unit); those that are None are left out."""
+    shown = [{"label": label, "value": value, "unit": unit} for label, value, unit in items if value is not None]
+    return {"id": id, "kind": "figures", "title": title, "items": shown, "note": note}
+
+
+def charts(
+    id: str, title: str, stage: str, specs: list[dict[str, Any]], rows: list[dict[str, Any]], note: str | None = None
+) -> Section:
+    """Line charts over the steps of one stage; `rows` have `step` and any of the series' keys."""
+    return {
+        "id": id, "kind": "charts", "title": title, "stage": stage, "x": "step", "charts": specs, "rows": rows,
+        "note": note,
+    }  # fmt: skip
+
+
+def intervals(
+    id: str, title: str, unit: str, labels: tuple[str, str, str], rows: list[dict[str, Any]], **options: Any
+) -> Section:
+    """Values with confidence intervals; `labels` name the columns of value, interval and n."""
+    value_label, interval_label, n_label = labels
+    return {
+        "id": id, "kind": "intervals", "title": title, "unit": unit, "value_label": value_label,
+        "interval_label": interval_label, "n_label": n_label, "rows": rows, **options,
+    }  # fmt: skip
+
+
+def pairs(id: str, title: str, items: list[dict[str, Any]], note: str | None = None) -> Section:
+    """Prompts with the texts that answer them: items of `prompt` and `texts` (label, text, mark)."""
+    return {"id": id, "kind": "pairs", "title": title, "items": items, "note": note}
+
+
+def documents(id: str, title: str, items: list[dict[str, Any]], note: str | None = None) -> Section:
+    """Texts to unfold: items of `label`, `meta`, `text` and `characters` (its full length)."""
+    return {"id": id, "kind": "documents", "title": title, "items": items, "note": note}
+
+
+def lines(id: str, title: str, items: list[str]) -> Section:
+    return {"id": id, "kind": "lines", "title": title, "items": items}
+
+
+def empty(id: str, title: str, message: str, command: str | None = None) -> Section:
+    """What stands where there is nothing to show yet: why, and the command that makes it."""
+    return {"id": id, "kind": "empty", "title": title, "message": message, "command": command}
+
+
+def missing(run: Run, stage: str, title: str) -> Section:
+    """The empty section of an artifact that is not there: still being made, or not begun."""
+    if run.stage(stage).state == "running":
+        return empty(stage, title, f"The stage {stage} is running; what it finds shows here when it is done.")
+    command = f"gristmill run {run.directory}/recipe.yaml --run {run.directory} --until {stage}"
+    return empty(stage, title, f"No artifact {stage} in this run yet. This makes it:", command)

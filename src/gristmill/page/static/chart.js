@@ -1,0 +1,191 @@
+// A line chart in SVG, with its numbers as a table beside it. Redrawn as points arrive; at most a few times a second.
+
+import { h, svg, throttle } from "./dom.js";
+import { format, number } from "./format.js";
+
+const HEIGHT = 200;
+const MARGIN = { left: 56, right: 14, top: 10, bottom: 30 };
+const REDRAW_MS = 250;
+const DOTS_BELOW = 40;
+const TABLE_ROWS = 200;
+
+/**
+ * `spec`: { title, unit, x, series: [{ key, label }] }. `rows` are objects with `step` and a value for each key,
+ * in the order of the steps; a row may lack a key.
+ */
+export class Chart {
+  constructor(spec) {
+    this.spec = spec;
+    this.rows = [];
+    this.cursor = null;
+    this.readout = h("p", { class: "readout" });
+    this.plot = h("div", { class: "plot" });
+    this.table = h("tbody");
+    this.details = h(
+      "details",
+      { class: "twin", on: { toggle: () => this.#fillTable() } },
+      h("summary", {}, "View as table"),
+      h(
+        "div",
+        { class: "scroll" },
+        h(
+          "table",
+          {},
+          h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "num" }, spec.x), spec.series.map((s) => h("th", { scope: "col", class: "num" }, s.label)))),
+          this.table,
+        ),
+      ),
+    );
+    const legend = h("p", { class: "legend" }, spec.series.map((s, i) => h("span", { class: `key series-${i}` }, s.label)));
+    const unit = spec.unit ? h("span", { class: "unit" }, spec.unit) : null;
+    this.node = h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, spec.title), " ", unit), spec.series.length > 1 ? legend : null, this.plot, this.readout, this.details);
+    this.redraw = throttle(() => this.#draw(), REDRAW_MS);
+    new ResizeObserver(() => this.redraw()).observe(this.plot);
+  }
+
+  setRows(rows) {
+    this.rows = rows;
+    this.#draw();
+  }
+
+  /** Adds one row; a step that is there already (computed again after a resume) is replaced. */
+  push(row) {
+    if (!this.spec.series.some((s) => Number.isFinite(row[s.key]))) return;
+    this.rows = this.rows.filter((old) => old.step < row.step);
+    this.rows.push(row);
+    this.redraw();
+  }
+
+  #points(key) {
+    return this.rows.filter((row) => Number.isFinite(row[key])).map((row) => [row.step, row[key]]);
+  }
+
+  #draw() {
+    const width = Math.max(240, this.plot.clientWidth || 480);
+    const lines = this.spec.series.map((s) => this.#points(s.key));
+    const all = lines.flat();
+    if (!all.length) {
+      this.plot.replaceChildren(h("p", { class: "empty" }, "No measurement yet."));
+      return;
+    }
+    const xs = extent(all.map((p) => p[0]));
+    const ticks = niceTicks(...extent(all.map((p) => p[1])), 4);
+    const ys = [ticks[0], ticks.at(-1)];
+    this.x = scale(xs, [MARGIN.left, width - MARGIN.right]);
+    const y = scale(ys, [HEIGHT - MARGIN.bottom, MARGIN.top]);
+    const picture = svg("svg", {
+      viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", tabindex: "0", "aria-label": this.#summary(lines),
+      on: {
+        pointermove: (event) => this.#point(event.clientX - this.plot.getBoundingClientRect().left),
+        pointerleave: () => this.#show(null),
+        keydown: (event) => this.#step(event),
+        blur: () => this.#show(null),
+      },
+    });
+    for (const tick of ticks) {
+      picture.append(
+        svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick), class: "grid" }),
+        svg("text", { x: MARGIN.left - 8, y: y(tick) + 4, class: "tick end" }, number(tick)),
+      );
+    }
+    for (const tick of niceTicks(...xs, Math.min(6, Math.floor(width / 90))).filter((t) => t >= xs[0] && t <= xs[1])) {
+      picture.append(svg("text", { x: this.x(tick), y: HEIGHT - 10, class: "tick middle" }, number(tick)));
+    }
+    lines.forEach((points, i) => picture.append(...drawLine(points, i, this.x, y)));
+    this.rule = svg("line", { y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom, class: "cursor", visibility: "hidden" });
+    picture.append(this.rule);
+    const focused = this.plot.contains(document.activeElement);
+    this.plot.replaceChildren(picture);
+    if (focused) picture.focus();
+    this.#show(this.cursor);
+    if (this.details.open) this.#fillTable();
+  }
+
+  #summary(lines) {
+    const parts = this.spec.series.map((s, i) => {
+      const points = lines[i];
+      if (!points.length) return `${s.label}: none yet`;
+      return `${s.label}: ${number(points[0][1])} at ${this.spec.x} ${points[0][0]}, ${number(points.at(-1)[1])} at ${this.spec.x} ${points.at(-1)[0]}`;
+    });
+    return `${this.spec.title}. ${parts.join("; ")}.`;
+  }
+
+  #point(x) {
+    let best = null;
+    for (const row of this.rows) {
+      if (!this.spec.series.some((s) => Number.isFinite(row[s.key]))) continue;
+      if (best === null || Math.abs(this.x(row.step) - x) < Math.abs(this.x(best.step) - x)) best = row;
+    }
+    this.#show(best);
+  }
+
+  #step(event) {
+    const rows = this.rows.filter((row) => this.spec.series.some((s) => Number.isFinite(row[s.key])));
+    const at = this.cursor ? rows.findIndex((row) => row.step === this.cursor.step) : rows.length;
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: rows.length - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    this.#show(rows[Math.min(Math.max(to, 0), rows.length - 1)]);
+  }
+
+  /** The vertical rule and, in words, what it points at; without a cursor the last values. */
+  #show(row) {
+    this.cursor = row;
+    if (!this.rule) return;
+    this.rule.setAttribute("visibility", row ? "visible" : "hidden");
+    if (row) {
+      this.rule.setAttribute("x1", this.x(row.step));
+      this.rule.setAttribute("x2", this.x(row.step));
+    }
+    const last = row ?? this.#latest();
+    const values = this.spec.series.filter((s) => Number.isFinite(last[s.key])).map((s) => `${s.label} ${number(last[s.key])}`);
+    this.readout.textContent = `${this.spec.x} ${format(last.step, "count")}: ${values.join(", ")}`;
+  }
+
+  #latest() {
+    const latest = { step: this.rows.at(-1).step };
+    for (const { key } of this.spec.series) latest[key] = this.#points(key).at(-1)?.[1];
+    return latest;
+  }
+
+  #fillTable() {
+    if (!this.details.open) return;
+    const rows = this.rows.filter((row) => this.spec.series.some((s) => Number.isFinite(row[s.key])));
+    const every = Math.ceil(rows.length / TABLE_ROWS);
+    const shown = rows.filter((_, i) => i % every === 0 || i === rows.length - 1);
+    const cells = (row) => this.spec.series.map((s) => h("td", { class: "num" }, Number.isFinite(row[s.key]) ? number(row[s.key]) : ""));
+    this.table.replaceChildren(...shown.map((row) => h("tr", {}, h("th", { scope: "row", class: "num" }, String(row.step)), cells(row))));
+  }
+}
+
+function drawLine(points, index, x, y) {
+  const d = points.map(([px, py], i) => `${i ? "L" : "M"}${x(px).toFixed(1)} ${y(py).toFixed(1)}`).join("");
+  const drawn = [svg("path", { d, class: `line series-${index}` })];
+  if (points.length < DOTS_BELOW) {
+    drawn.push(...points.map(([px, py]) => svg("circle", { cx: x(px), cy: y(py), r: 2.5, class: `dot series-${index}` })));
+  }
+  return drawn;
+}
+
+function extent(values) {
+  return [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
+}
+
+function scale([low, high], [from, to]) {
+  const span = high - low || 1;
+  return (value) => from + ((value - low) / span) * (to - from);
+}
+
+/** About `count` round numbers that enclose low and high: steps of 1, 2 or 5 times a power of ten. */
+export function niceTicks(low, high, count) {
+  if (low === high) {
+    const half = Math.abs(low) / 2 || 0.5;
+    [low, high] = [low - half, high + half];
+  }
+  const rough = (high - low) / Math.max(1, count);
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
+  const ticks = [];
+  for (let i = Math.floor(low / step); i <= Math.ceil(high / step); i += 1) ticks.push(Number((i * step).toPrecision(12)));
+  return ticks;
+}

@@ -1,0 +1,46 @@
+// Numbers and times as people read them. A value of a kind it does not know is shown as it is.
+
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+
+export function format(value, unit) {
+  if (value === null || value === undefined || value === "") return "–";
+  if (typeof value !== "number") return String(value);
+  switch (unit) {
+    case "count": return whole.format(value);
+    case "short": return short.format(value);
+    case "bytes": return bytes(value);
+    case "seconds": return duration(value);
+    case "percent": return `${(100 * value).toFixed(1)} %`;
+    case "percent-change": return `${value < 0 ? "−" : "+"}${(100 * Math.abs(value)).toFixed(1)} points`;
+    default: return number(value);
+  }
+}
+
+/** About four significant digits, and exponents only where zeros would hide the number. */
+export function number(value) {
+  const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1e15) return whole.format(value);
+  if (size >= 1000) return whole.format(value);
+  if (size !== 0 && size < 0.001) return value.toExponential(2).replace("-", "−");
+  return String(Number(value.toPrecision(4))).replace("-", "−");
+}
+
+/** Decimal units: 1 MB is a million bytes. */
+export function bytes(value) {
+  const units = ["bytes", "kB", "MB", "GB", "TB"];
+  let step = 0;
+  while (value >= 1000 && step < units.length - 1) {
+    value /= 1000;
+    step += 1;
+  }
+  return `${step === 0 ? whole.format(value) : value.toPrecision(3)} ${units[step]}`;
+}
+
+export function duration(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  const total = Math.round(seconds);
+  const [hours, minutes, rest] = [Math.floor(total / 3600), Math.floor(total / 60) % 60, total % 60];
+  if (hours) return `${hours} h ${minutes} min`;
+  return minutes ? `${minutes} min ${rest} s` : `${rest} s`;
+}

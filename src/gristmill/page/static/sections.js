@@ -1,0 +1,149 @@
+// A panel's sections. The server says what there is; here it becomes elements. Each section keeps its element as long
+// as its content stays the same, so that an open table, a selection or a conversation outlives an update.
+
+import { Chart } from "./chart.js";
+import { chatSection } from "./chat.js";
+import { h, svg } from "./dom.js";
+import { format } from "./format.js";
+import { playSection } from "./play.js";
+
+const BUILDERS = {
+  figures, table, intervals, documents, pairs, charts, image, empty, lines,
+  play: playSection,
+  chat: chatSection,
+};
+
+/** The sections shown in one panel element. */
+export class Sections {
+  constructor(panel, context) {
+    this.panel = panel;
+    this.context = context;
+    this.shown = new Map(); // id -> { json, node, charts }
+  }
+
+  render(sections) {
+    const next = new Map();
+    for (const section of sections) {
+      const json = JSON.stringify(section);
+      const old = this.shown.get(section.id);
+      if (old && old.json === json) {
+        next.set(section.id, old);
+      } else if (old && old.charts && section.kind === "charts" && sameCharts(old.section, section)) {
+        old.charts.forEach((chart) => chart.setRows(section.rows));
+        next.set(section.id, { ...old, json, section });
+      } else {
+        next.set(section.id, { json, section, ...this.#build(section) });
+      }
+    }
+    this.shown = next;
+    const nodes = [...next.values()].map((entry) => entry.node);
+    const present = [...this.panel.children];
+    // Only what differs is moved: an element that is taken out and put back loses focus and scroll position.
+    if (nodes.length !== present.length || nodes.some((node, i) => node !== present[i])) this.panel.replaceChildren(...nodes);
+  }
+
+  /** A metric event of `stage`: its charts grow by a point. */
+  push(stage, row) {
+    for (const entry of this.shown.values()) {
+      if (entry.charts && entry.section.stage === stage) entry.charts.forEach((chart) => chart.push(row));
+    }
+  }
+
+  #build(section) {
+    const body = BUILDERS[section.kind](section, this.context);
+    const charts = body.charts ?? null;
+    const content = body.content ?? body;
+    const node = h(
+      "section",
+      { class: `section ${section.kind}${section.wide === false ? "" : " wide"}`, "data-id": section.id },
+      h("h3", {}, section.title),
+      content,
+      section.note ? h("p", { class: "note" }, section.note) : null,
+    );
+    if (charts) charts.forEach((chart) => chart.setRows(section.rows));
+    return { node, charts };
+  }
+}
+
+function sameCharts(a, b) {
+  return JSON.stringify(a.charts) === JSON.stringify(b.charts) && a.title === b.title && a.note === b.note;
+}
+
+function figures(section) {
+  const items = section.items.map((item) => h("div", { class: "item" }, h("dt", {}, item.label), h("dd", exact(item.value, item.unit), format(item.value, item.unit))));
+  return h("dl", { class: "figure-list" }, items);
+}
+
+function table(section) {
+  const columns = section.columns;
+  const largest = columns.map((column, i) => (column.bar ? Math.max(...section.rows.map((row) => row[i] ?? 0), 0) : 0));
+  const head = h("thead", {}, h("tr", {}, columns.map((column) => h("th", { scope: "col", class: numeric(column) }, column.label))));
+  const rows = section.rows.map((row) => h("tr", {}, row.map((value, i) => cell(value, columns[i], i, largest[i]))));
+  return h("div", { class: "scroll" }, h("table", {}, head, h("tbody", {}, rows)));
+}
+
+function numeric(column) {
+  return column.unit && column.unit !== "text" && column.unit !== "code" ? "num" : null;
+}
+
+function cell(value, column, index, largest) {
+  const attributes = { class: numeric(column), ...(typeof value === "number" ? exact(value, column.unit) : {}) };
+  const text = column.unit === "code" ? h("code", {}, String(value ?? "–")) : format(value, column.unit);
+  if (index === 0) return h("th", { scope: "row", ...attributes }, text);
+  if (!largest) return h("td", attributes, text);
+  const bar = svg("svg", { class: "cell-bar", viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" }, svg("rect", { width: 100 * ((value ?? 0) / largest), height: 6 }));
+  return h("td", attributes, text, bar);
+}
+
+function exact(value, unit) {
+  return unit === "bytes" && typeof value === "number" ? { title: `${value.toLocaleString("en")} bytes` } : {};
+}
+
+/** Values with confidence intervals: a dot with whiskers on a common scale, and the numbers beside it. */
+function intervals(section) {
+  const ends = section.rows.flatMap((row) => [row.low ?? row.value, row.high ?? row.value, row.value]);
+  const [low, high] = section.range ?? [Math.min(...ends, 0), Math.max(...ends, 0)];
+  const x = (value) => 4 + (192 * (value - low)) / (high - low || 1);
+  const rows = section.rows.map((row) => {
+    const whiskers = row.low === null || row.low === undefined ? [] : [svg("line", { x1: x(row.low), x2: x(row.high), y1: 8, y2: 8 })];
+    const zero = low < 0 && high > 0 ? [svg("line", { x1: x(0), x2: x(0), y1: 0, y2: 16, class: "zero" })] : [];
+    const picture = svg("svg", { class: "interval", viewBox: "0 0 200 16", "aria-hidden": "true" }, zero, whiskers, svg("circle", { cx: x(row.value), cy: 8, r: 4 }));
+    const range = whiskers.length ? `${format(row.low, section.unit)} to ${format(row.high, section.unit)}` : "–";
+    return h("tr", {}, h("th", { scope: "row" }, row.label), h("td", {}, picture), h("td", { class: "num" }, format(row.value, section.unit)), h("td", { class: "num" }, range), h("td", { class: "num" }, format(row.n, "count")));
+  });
+  const head = [["", null], ["", null], [section.value_label, "num"], [section.interval_label, "num"], [section.n_label, "num"]];
+  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, head.map(([label, c]) => h("th", { scope: "col", class: c }, label)))), h("tbody", {}, rows)));
+}
+
+function documents(section) {
+  const items = section.items.map((item) => {
+    const more = item.characters > item.text.length ? h("p", { class: "note" }, `The first ${format(item.text.length, "count")} of ${format(item.characters, "count")} characters.`) : null;
+    return h("details", {}, h("summary", {}, h("b", {}, item.label), " ", h("span", { class: "meta" }, item.meta)), h("pre", { class: "text", tabindex: "0" }, item.text), more);
+  });
+  return h("div", { class: "documents" }, items);
+}
+
+/** A prompt with texts that stand side by side: chosen and rejected, or one reply of each model. */
+function pairs(section) {
+  const items = section.items.map((item) =>
+    h("article", { class: "pair" }, h("p", { class: "prompt" }, item.prompt),
+      h("dl", {}, item.texts.map((text) => h("div", { class: text.mark ? `reply ${text.mark}` : "reply" }, h("dt", {}, text.label), h("dd", {}, text.text || "(nothing)"))))));
+  return h("div", { class: "pairs" }, items);
+}
+
+function charts(section) {
+  const drawn = section.charts.map((spec) => new Chart({ x: section.x, ...spec }));
+  return { content: h("div", { class: "charts" }, drawn.map((chart) => chart.node)), charts: drawn };
+}
+
+function image(section) {
+  return h("a", { href: section.src, class: "picture" }, h("img", { src: section.src, alt: section.alt, loading: "lazy" }));
+}
+
+function lines(section) {
+  return h("ul", { class: "lines" }, section.items.map((item) => h("li", {}, item)));
+}
+
+function empty(section) {
+  return h("p", { class: "empty" }, section.message, section.command ? [" ", h("code", {}, section.command)] : null);
+}

@@ -1,0 +1,199 @@
+"""Requests of OpenAI's API as this server takes them, and what they mean to the engine.
+
+Three kinds of fields. Those declared here are honoured. Those that change nothing about the reply (`user`, `metadata`)
+are taken and left alone. Those that would change it and that this server does not do (`tools`, `response_format`) are
+refused by name unless they hold the value that asks for nothing, and so is a field that nobody knows: a client never
+gets a reply to something else than it asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..engine.sampling import MAX_TOP_LOGPROBS, SamplingParams
+from .errors import ApiError
+
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 4
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for completions; a chat's reply may fill the context
+HARMLESS = {
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+}
+# Field -> the values, besides null, that ask for nothing.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    include_usage: bool | None = Field(default=None, description="End the stream with a chunk of token counts.")
+
+
+class GenerationRequest(BaseModel):
+    """The fields that chats and completions share. Null stands for the default everywhere."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str | None = Field(default=None, description="The served model's name; may be left out.")
+    max_tokens: int | None = Field(default=None, description="Most tokens of the reply.")
+    temperature: float | None = Field(default=None, description="0 is greedy; default 1.")
+    top_p: float | None = Field(default=None, description="Nucleus sampling; default 1, which keeps all.")
+    top_k: int | None = Field(default=None, description="Not OpenAI's: keep this many likeliest tokens; 0 keeps all.")
+    seed: int | None = Field(default=None, description="Same seed, same reply; choice i of n uses seed + i.")
+    stop: str | list[str] | None = Field(default=None, description="The reply ends before any of these, at most 4.")
+    n: int | None = Field(default=None, description="Choices per prompt; default 1.")
+    stream: bool | None = Field(default=None, description="Send the reply in pieces as server-sent events.")
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = Field(default=None, description="Not OpenAI's: go on past the model's own end.")
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def params_per_choice(self, max_tokens: int, top_logprobs: int | None) -> list[SamplingParams]:
+        """The parameters of each of the n choices; ApiError or RequestError names the field at fault."""
+        check_extra_fields(self.model_extra or {}, known=set(type(self).model_fields), ignore_eos=bool(self.ignore_eos))
+        count = 1 if self.n is None else self.n
+        if not 1 <= count <= MAX_CHOICES:
+            raise ApiError(400, f"n is {count}; it must be 1 to {MAX_CHOICES}", "n", "invalid_value")
+        if isinstance(self.stop, list) and len(self.stop) > MAX_STOP_STRINGS:
+            raise ApiError(400, f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS}", "stop", "invalid_value")
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options needs stream to be true", "stream_options", "invalid_value")
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k or 0,
+            seed=self.seed,
+            stop=() if self.stop is None else self.stop,
+            logprobs=top_logprobs is not None,
+            top_logprobs=top_logprobs or 0,
+            ignore_eos=bool(self.ignore_eos),
+        )
+        if self.seed is None:
+            return [params] * count
+        return [dataclasses.replace(params, seed=self.seed + choice) for choice in range(count)]
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        """The message as chat templates know it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatRequest(GenerationRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, description="The newer name of max_tokens.")
+    logprobs: bool | None = Field(default=None, description="Log probability of each token of the reply.")
+    top_logprobs: int | None = Field(default=None, description="Also those of this many likeliest tokens.")
+
+    def conversation(self) -> list[dict[str, str]]:
+        for index, message in enumerate(self.messages):
+            for field, value in (message.model_extra or {}).items():
+                if value not in (None, [], ""):
+                    param = f"messages[{index}].{field}"
+                    raise ApiError(400, f"{param} is not supported; leave it out", param, "unsupported_parameter")
+        return [message.plain() for message in self.messages]
+
+    def params(self, room: int) -> list[SamplingParams]:
+        """Parameters per choice; the reply may take `room` tokens unless the request says less."""
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ApiError(400, "give max_completion_tokens or max_tokens, not both", "max_tokens", "invalid_value")
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
+        return self.params_per_choice(room if limit is None else limit, (self.top_logprobs or 0) if self.logprobs else None)
+
+
+TokenIds = list[int]
+
+
+class CompletionRequest(GenerationRequest):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str] | TokenIds | list[TokenIds] = Field(description="A text, texts, token ids, or lists of ids.")
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        default=None, description="Log probabilities of each token and of this many likeliest."
+    )
+
+    def prompts(self) -> Sequence[str | TokenIds]:
+        """The prompts, always as a list; ApiError when there is none."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if not self.prompt:
+            raise ApiError(400, "prompt is empty", "prompt", "invalid_value")
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]  # the union's third case
+        return self.prompt  # type: ignore[return-value]
+
+    def params(self) -> list[SamplingParams]:
+        limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return self.params_per_choice(limit, self.logprobs)
+
+
+def check_extra_fields(extra: Mapping[str, Any], known: set[str], ignore_eos: bool) -> None:
+    """Refuse what would change the reply and is not done here, and what nobody knows."""
+    for field, value in extra.items():
+        if value is None or field in HARMLESS:
+            continue
+        if field == "min_tokens" and ignore_eos:
+            continue  # nothing but max_tokens ends such a reply, so it is long enough
+        if field in UNSUPPORTED:
+            if value not in UNSUPPORTED[field]:
+                raise ApiError(
+                    400, f"{field} is not supported by this server; leave it out", field, "unsupported_parameter"
+                )
+            continue
+        near = difflib.get_close_matches(field, known | HARMLESS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ApiError(400, f"{field} is not a known field{hint}", field, "unknown_parameter")

@@ -1,0 +1,1 @@
+"""Stage 05, training: one loop (`loop`) with its losses, schedule, batches and checkpoints; `pretrain` is the stage."""

@@ -1,0 +1,52 @@
+"""Configuration of the training loop and of pre-training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..model.config import ModelShape
+
+
+class TrainingConfig(BaseModel):
+    """What every training stage sets: length, batch, AdamW, schedule, precision, how often to look and to save."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(gt=0, description="Optimizer steps.")
+    batch_size: int = Field(gt=0, description="Sequences per optimizer step.")
+    micro_batch_size: int | None = Field(
+        default=None, gt=0, description="Sequences per forward pass; less than batch_size accumulates gradients."
+    )
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="Last learning rate over the peak.")
+    warmup_steps: int = Field(default=0, ge=0, description="Steps of linear warm-up to the peak.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the gradient's mean.")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's decay of the squared gradient's mean.")
+    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled decay of matrices; norms are not decayed.")
+    clip_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this global norm.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Precision of the products; auto is bf16 where the hardware multiplies it itself."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto is cuda where there is a GPU.")
+    checkpoint_every: int = Field(default=50, gt=0, description="Steps between checkpoints; a cut run loses fewer.")
+    keep_checkpoints: int = Field(default=2, gt=0, description="Newest checkpoints kept while training.")
+    log_every: int = Field(default=5, gt=0, description="Steps between logged metrics.")
+
+
+class PretrainConfig(BaseModel):
+    """Stage `base`: causal pre-training from random weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelShape = Field(description="Shape of the model; the vocabulary's size comes from the tokenizer.")
+    sequence_length: int = Field(default=256, gt=1, description="Tokens predicted per sequence.")
+    document_mask: bool = Field(
+        default=False, description="Keep attention inside documents where several share a sequence."
+    )
+    training: TrainingConfig = Field(description="The training loop.")
+    validate_every: int = Field(
+        default=100, gt=0, description="Steps between measurements of validation bits per byte."
+    )
+    validation_tokens: int = Field(default=8192, gt=0, description="Validation tokens per domain in each measurement.")

@@ -1,0 +1,66 @@
+"""Losses of the training loop: cross-entropy that never holds all logits, and sequence log-probabilities.
+
+Shape suffixes: N tokens, C hidden_size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_TOKENS = 512
+
+
+def weighted_cross_entropy(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
+    """sum_n weights[n] * -log softmax(hidden[n] @ head.T)[targets[n]], in float32; a scalar.
+
+    Logits are made for `CHUNK_TOKENS` tokens at a time and their gradient is taken at once, so memory is
+    O(CHUNK_TOKENS * V) instead of O(N * V). Tokens of weight 0 are left out before the head is applied. The products
+    run in the dtype of `hidden_NC`; softmax and sums in float32.
+    """
+    keep = weights_N != 0
+    if not bool(keep.all()):
+        hidden_NC, targets_N, weights_N = hidden_NC[keep], targets_N[keep], weights_N[keep]
+    total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_NC, head_VC, targets_N, weights_N, torch.is_grad_enabled()
+    )
+    return total
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor, weights_N: Tensor, learn: bool
+    ) -> Tensor:
+        head = head_VC.to(hidden_NC.dtype)
+        grad_hidden = torch.empty_like(hidden_NC)
+        grad_head = torch.zeros_like(head_VC, dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_NC.device)
+        for start in range(0, hidden_NC.shape[0], CHUNK_TOKENS):
+            rows = slice(start, start + CHUNK_TOKENS)
+            hidden, targets, weights = hidden_NC[rows], targets_N[rows, None], weights_N[rows, None].float()
+            logits = (hidden @ head.T).float()
+            log_norm = logits.logsumexp(dim=-1, keepdim=True)
+            total += ((log_norm - logits.gather(1, targets)) * weights).sum()
+            if not learn:
+                continue
+            grad_logits = logits.sub_(log_norm).exp_()
+            grad_logits.scatter_add_(1, targets, torch.full_like(weights, -1.0))
+            grad_logits = grad_logits.mul_(weights).to(hidden.dtype)
+            grad_hidden[rows] = grad_logits @ head
+            grad_head += grad_logits.T @ hidden
+        ctx.save_for_backward(grad_hidden, grad_head.to(head_VC.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden, grad_head = ctx.saved_tensors
+        (grad,) = grad_outputs
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_head * grad.to(grad_head.dtype), None, None, None
+
+
+def token_logprobs(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """log softmax(logits)[targets], `[B, T]`, in float32."""
+    return torch.log_softmax(logits_BTV.float(), dim=-1).gather(-1, targets_BT[..., None])[..., 0]

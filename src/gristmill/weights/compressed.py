@@ -1,0 +1,148 @@
+"""INT8 weights in the compressed-tensors layout that transformers and vLLM load.
+
+Weight-only INT8 is stored as `pack-quantized` with 8 bits (the library's `int-quantized` is for weights and
+activations). For each matrix `[out, in]` of the blocks there are three tensors:
+
+    weight_packed  int32 [out, ceil(in / 4)]   value + 128 as a byte, the first value in the lowest byte, zero-padded
+    weight_scale   [out, 1]                    the step of each output row, in the type of the other weights
+    weight_shape   int64 [2]                   out, in
+
+Embeddings, norms and the head stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import GristmillError
+from ..model.config import ModelConfig
+from ..model.decoder import Decoder
+from . import layout
+from .hf import cast, write_directory
+from .tensor_files import TensorFiles
+
+_WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+_GROUP = {"targets": ["Linear"], "weights": _WEIGHTS, "input_activations": None, "output_activations": None}
+SETTINGS: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "quantization_status": "compressed",  # without it transformers leaves the weights random, with a mere warning
+    "format": "pack-quantized",
+    "ignore": ["lm_head"],
+    "config_groups": {"group_0": _GROUP},
+}
+
+
+@dataclass(frozen=True)
+class QuantizedRows:
+    """A matrix as whole numbers and one step per row: `values` int8 [out, in], `scale` [out, 1]."""
+
+    values: Tensor
+    scale: Tensor
+
+
+def dequantize(quantized: QuantizedRows) -> Tensor:
+    """The matrix `[out, in]` in float32: values * scale."""
+    return quantized.values.float() * quantized.scale.float()
+
+
+def pack(values: Tensor) -> Tensor:
+    """int8 [out, in] -> int32 [out, ceil(in / 4)], four values a word. Flipping the top bit adds 128."""
+    padding = -values.shape[1] % 4
+    return F.pad(values.contiguous().view(torch.uint8) ^ 0x80, (0, padding)).view(torch.int32)
+
+
+def unpack(packed: Tensor, columns: int) -> Tensor:
+    """The inverse of `pack`: int8 [out, columns]."""
+    return (packed.contiguous().view(torch.uint8) ^ 0x80)[:, :columns].contiguous().view(torch.int8)
+
+
+def save_int8(
+    model: Decoder,
+    quantized: Mapping[str, QuantizedRows],
+    directory: Path,
+    tokenizer_dir: Path,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a model directory with `quantized` in place of the blocks' matrices (`layout.block_matrices` names them);
+    everything else of the model is stored as `dtype`, which must be the type of the scales too."""
+    assert set(quantized) == set(layout.block_matrices(model.config))
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in layout.split_tensors(model):
+        module = name.removesuffix(".weight")
+        if module not in quantized:
+            tensors[name] = cast(tensor, dtype, name)
+            continue
+        rows = quantized[module]
+        assert rows.values.shape == tensor.shape
+        assert rows.scale.dtype == dtype
+        tensors[f"{module}.weight_packed"] = pack(rows.values.cpu())
+        tensors[f"{module}.weight_scale"] = rows.scale.cpu().contiguous()
+        tensors[f"{module}.weight_shape"] = torch.tensor(tensor.shape, dtype=torch.int64)
+    write_directory(tensors, model.config, directory, tokenizer_dir, dtype, quantization_config=SETTINGS)
+
+
+def check_settings(settings: Mapping[str, Any], path: Path) -> None:
+    """GristmillError names the first field of `quantization_config` that is not the one layout read here."""
+    where = f"{path}: quantization_config"
+    for key in ("quant_method", "quantization_status", "format", "ignore"):
+        if settings.get(key) != SETTINGS[key]:
+            raise GristmillError(f"{where}.{key} = {settings.get(key)!r} is not supported, only {SETTINGS[key]!r}")
+    groups = settings.get("config_groups") or {}
+    if len(groups) != 1:
+        raise GristmillError(
+            f"{where}.config_groups holds {len(groups)} groups; only one, for every Linear, is supported"
+        )
+    name, group = next(iter(groups.items()))
+    for key in ("targets", "input_activations"):
+        if group.get(key) != _GROUP[key]:
+            raise GristmillError(f"{where}.config_groups.{name}.{key} = {group.get(key)!r} is not supported")
+    weights = group.get("weights") or {}
+    for key, value in _WEIGHTS.items():
+        if weights.get(key) != value:
+            field = f"config_groups.{name}.weights.{key}"
+            raise GristmillError(
+                f"{where}.{field} = {weights.get(key)!r} is not supported, only {value!r} (INT8 weights)"
+            )
+
+
+def packed_shapes(config: ModelConfig) -> dict[str, layout.Shape]:
+    """Every tensor of an INT8 model file and its shape."""
+    matrices = layout.block_matrices(config)
+    shapes = {
+        name: shape
+        for name, shape in layout.stored_shapes(config).items()
+        if name.removesuffix(".weight") not in matrices
+    }
+    for module, (rows, columns) in matrices.items():
+        shapes[f"{module}.weight_packed"] = (rows, -(-columns // 4))
+        shapes[f"{module}.weight_scale"] = (rows, 1)
+        shapes[f"{module}.weight_shape"] = (2,)
+    return shapes
+
+
+class Dequantizer:
+    """Reads the tensors of an INT8 directory under the names they have in an unquantized one."""
+
+    def __init__(self, files: TensorFiles, config: ModelConfig):
+        self.files = files
+        self.matrices = layout.block_matrices(config)
+
+    def read(self, name: str) -> Tensor:
+        module = name.removesuffix(".weight")
+        if module not in self.matrices:
+            return self.files.read(name)
+        shape = self.matrices[module]
+        stated = tuple(self.files.read(f"{module}.weight_shape").tolist())
+        if stated != shape:
+            raise GristmillError(f"{self.files.directory}: {module}.weight_shape says {stated}, config.json {shape}")
+        packed = self.files.read(f"{module}.weight_packed")
+        if packed.dtype != torch.int32:
+            raise GristmillError(f"{self.files.directory}: {module}.weight_packed is {packed.dtype}, not torch.int32")
+        return dequantize(QuantizedRows(unpack(packed, shape[1]), self.files.read(f"{module}.weight_scale")))

@@ -1,0 +1,30 @@
+"""From what a user calls a model to the directory that holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import GristmillError
+from .hf_config import CONFIG
+
+ALIGNED_LAST = ("dpo", "sft", "base")
+
+
+def locate_model(path: Path | str) -> Path:
+    """The model directory that `path` means: itself, or, for a run directory, the run's last aligned, unquantized
+    model (`artifacts/dpo`, else `sft`, else `base`)."""
+    path = Path(path)
+    if (path / CONFIG).is_file():
+        return path
+    if not path.exists():
+        raise GristmillError(f"{path} does not exist; give a model directory or a run directory")
+    if not path.is_dir():
+        raise GristmillError(f"{path} is a file; give a model directory or a run directory, or import it first")
+    for stage in ALIGNED_LAST:
+        candidate = path / "artifacts" / stage
+        if (candidate / CONFIG).is_file():
+            return candidate
+    if (path / "artifacts").is_dir():
+        wanted = ", ".join(f"artifacts/{stage}" for stage in ALIGNED_LAST)
+        raise GristmillError(f"{path} is a run that has no model yet: looked for {wanted}; run its stages first")
+    raise GristmillError(f"{path} is neither a model directory (no {CONFIG}) nor a run directory (no artifacts/)")

@@ -1,0 +1,86 @@
+"""Reading tensors out of safetensors files by name, one at a time. Pickles are refused: they can run code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import GristmillError
+from .hf import WEIGHTS
+from .layout import Shape
+
+INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class TensorFiles:
+    """The tensors of a model directory: one `model.safetensors`, or shards with their index."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        files = _files(directory)
+        self._shards = {file: _open(file) for file in files}
+        self._home = {name: file for file, shard in self._shards.items() for name in shard.keys()}  # noqa: SIM118
+
+    def names(self) -> set[str]:
+        return set(self._home)
+
+    def shape(self, name: str) -> Shape:
+        return tuple(self._shards[self._home[name]].get_slice(name).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as it is stored; it may be a view of the mapped file."""
+        return self._shards[self._home[name]].get_tensor(name)
+
+    def check(self, expected: Mapping[str, Shape]) -> None:
+        """GristmillError names the first tensor that is missing, not expected, or of another shape."""
+        for name, shape in expected.items():
+            if name not in self._home:
+                raise GristmillError(f"{self.directory}: tensor {name} is missing from the weights")
+            if self.shape(name) != shape:
+                raise GristmillError(
+                    f"{self._home[name]}: tensor {name} has shape {list(self.shape(name))}, config.json asks for "
+                    f"{list(shape)}"
+                )
+        for name in sorted(self.names() - set(expected)):
+            raise GristmillError(
+                f"{self._home[name]}: tensor {name} has no place in the model that config.json describes"
+            )
+
+
+def _files(directory: Path) -> list[Path]:
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if (directory / INDEX).is_file():
+        return _shards(directory / INDEX)
+    for pattern in _PICKLES:
+        for pickle in sorted(directory.glob(pattern)):
+            raise GristmillError(
+                f"{pickle} is a pickle, which can run code when it is read; convert the model to safetensors"
+            )
+    raise GristmillError(f"{directory} holds no weights: looked for {WEIGHTS} and {INDEX}")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise GristmillError(f"{index} is not an index of safetensors shards ({error!r})") from None
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise GristmillError(f"{index}: shard {name!r} must be a .safetensors file beside the index")
+        if not (index.parent / name).is_file():
+            raise GristmillError(f"{index} lists {name}, which is missing")
+    return [index.parent / name for name in names]
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise GristmillError(f"{file} is not a whole safetensors file ({error}); get it again") from None

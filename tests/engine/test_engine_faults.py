@@ -1,0 +1,148 @@
+"""One request's trouble is its own: aborts, a poisoned token, a step that throws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_model import greedy_by_full_forward, make_model
+
+from gristmill.engine.config import EngineConfig
+from gristmill.engine.engine import Engine
+from gristmill.engine.llm import LLM
+from gristmill.engine.sampling import SamplingParams
+
+POISON = 200  # a token whose embedding is not a number
+GREEDY = SamplingParams(max_tokens=10, temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture
+def poisoned():
+    """A model that one token breaks; its head does not know, so that other rows are whole."""
+    model = make_model(seed=5)
+    head = torch.nn.Linear(32, model.config.vocab_size, bias=False)
+    head.weight.data = model.embedding.weight.data.clone()
+    model.head = head
+    model.embedding.weight.data[POISON] = float("nan")
+    return model
+
+
+def engine_of(model, tokenizer, max_num_seqs=4, max_num_batched_tokens=256):
+    limits = EngineConfig(max_num_seqs=max_num_seqs, max_model_len=96, max_num_batched_tokens=max_num_batched_tokens)
+    return Engine(model, tokenizer, limits)
+
+
+def drain(engine):
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    engine.scheduler.check()
+    return outputs
+
+
+def test_a_poisoned_prompt_fails_alone(poisoned, tokenizer):
+    engine = engine_of(poisoned, tokenizer)
+    good = [[7, 8, 9], [30, 31, 32, 33]]
+    requests = [engine.add_request(ids, GREEDY) for ids in (good[0], [9, POISON, 9], good[1])]
+    outputs = drain(engine)
+    assert [r.finish_reason for r in requests] == ["length", "error", "length"]
+    (failed,) = [output for output in outputs if output.error is not None]
+    assert failed.request is requests[1]
+    assert "not finite" in str(failed.error)
+    for request, ids in zip(requests[::2], good, strict=True):
+        assert request.output_ids == greedy_by_full_forward(poisoned, ids, (), 10)
+
+
+def test_a_poisoned_slot_is_clean_for_the_next(poisoned, tokenizer):
+    """What the failed request left in the cache must not reach the one that takes over its slot, although that one is
+    shorter than its neighbour and its row is read beyond its own length."""
+    engine = engine_of(poisoned, tokenizer, max_num_seqs=2)
+    engine.add_request([9] * 20 + [POISON] * 20, GREEDY)
+    long = engine.add_request([11] * 50, SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True))
+    engine.step()
+    short = engine.add_request([40, 41], GREEDY)
+    drain(engine)
+    assert short.output_ids == greedy_by_full_forward(poisoned, [40, 41], (), 10)
+    assert long.finish_reason == "length"
+
+
+def test_a_step_that_throws_ends_its_requests_only(model, tokenizer, monkeypatch):
+    engine = engine_of(model, tokenizer, max_num_seqs=2)
+    requests = [engine.add_request([10 + i, 20], GREEDY) for i in range(4)]
+    forward = engine.runner.step
+    failures = iter([RuntimeError("the device is out of memory")])
+
+    def fail_once(chunks):
+        for failure in failures:
+            raise failure
+        return forward(chunks)
+
+    monkeypatch.setattr(engine.runner, "step", fail_once)
+    drain(engine)
+    assert [r.finish_reason for r in requests] == ["error", "error", "length", "length"]
+    assert requests[3].output_ids == greedy_by_full_forward(model, [13, 20], (), 10)
+
+
+def test_a_text_that_cannot_be_made_fails_alone(model, tokenizer, monkeypatch):
+    engine = engine_of(model, tokenizer)
+    bad, good = engine.add_request([10, 20], GREEDY), engine.add_request([11, 20], GREEDY)
+
+    def broken(token):
+        raise KeyError(token)
+
+    monkeypatch.setattr(engine._texts[bad.id], "push", broken)
+    drain(engine)
+    assert (bad.finish_reason, good.finish_reason) == ("error", "length")
+
+
+def test_generate_raises_what_went_wrong(poisoned, tokenizer):
+    llm = LLM.from_model(poisoned, tokenizer, max_num_seqs=2)
+    with pytest.raises(ArithmeticError, match="not finite"):
+        llm.generate([[POISON], [3], [4]], GREEDY)
+    assert not llm.engine.has_work
+    llm.engine.scheduler.check()
+    with pytest.raises(ArithmeticError, match="not finite"):
+        list(llm.stream([POISON], GREEDY))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3], ids=["waiting", "in its prompt", "replying"])
+def test_abort_frees_the_slot_and_changes_nobody_else(model, tokenizer, steps):
+    engine = engine_of(model, tokenizer, max_num_seqs=2, max_num_batched_tokens=24)
+    victim = engine.add_request([9] * 40, GREEDY)
+    other = engine.add_request([11, 12], GREEDY)
+    third = engine.add_request([13, 14, 15], GREEDY)
+    for _ in range(steps):
+        engine.step()
+    engine.abort(victim)
+    engine.abort(victim)
+    assert victim.finish_reason == "abort"
+    assert victim.slot is None
+    engine.scheduler.check()
+    drain(engine)
+    assert other.output_ids == greedy_by_full_forward(model, [11, 12], (), 10)
+    assert third.output_ids == greedy_by_full_forward(model, [13, 14, 15], (), 10)
+    engine.abort(other)
+    assert other.finish_reason == "length", "an abort after the end changes nothing"
+
+
+def test_stop_strings_end_requests_across_tokens(model, tokenizer):
+    """A stop string cut out of the middle of what the model says, so that it spans tokens."""
+    free = LLM.from_model(model, tokenizer, max_num_seqs=4)
+    prompts = [[0, 10 + i, 40] for i in range(12)]
+    params = SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)
+    whole = free.generate(prompts, params)
+    for ids, said in zip(prompts, whole, strict=True):
+        stop = said.text[5:8]
+        if not stop:
+            continue
+        engine = engine_of(model, tokenizer)
+        request = engine.add_request(ids, SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True, stop=[stop]))
+        engine.add_request([5, 6], GREEDY)
+        outputs = [output for output in drain(engine) if output.request is request]
+        text = "".join(output.text for output in outputs)
+        assert text == said.text[: said.text.find(stop)]
+        assert (request.finish_reason, outputs[-1].finish_reason) == ("stop", "stop")
+        assert request.output_ids == said.token_ids[: len(request.output_ids)]
+        decoder = tokenizer.stream()
+        pieces = [decoder.push(token) for token in request.output_ids]
+        assert stop in "".join(pieces)
+        assert stop not in "".join(pieces[:-1]), "it went on after the stop string"

@@ -1,0 +1,72 @@
+"""A byte-level tokenizer with a handful of merges and a random decoder that fits it; the server's tests use them too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+import gristmill.tokenizer
+from gristmill.model.config import ModelConfig
+from gristmill.model.decoder import Decoder
+from gristmill.tokenizer.tokenizer import Tokenizer
+
+SPECIALS = ["<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
+MERGES = [("t", "h"), ("th", "e"), ("i", "n"), ("in", "g"), ("a", "n"), ("an", "d"), ("Ã", "©"), ("Ġ", "the")]
+
+
+def write_tokenizer(directory: Path) -> Path:
+    """Ids 0-4 are special, then the 256 bytes, then the merges."""
+    tokens = SPECIALS + sorted(pre_tokenizers.ByteLevel.alphabet()) + [a + b for a, b in MERGES]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = Backend(models.BPE(vocab=vocab, merges=MERGES))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    directory.mkdir(parents=True, exist_ok=True)
+    backend.save(str(directory / "tokenizer.json"))
+    named = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(named))
+    template = Path(gristmill.tokenizer.__file__).parent / "chat_template.jinja"
+    (directory / "chat_template.jinja").write_text(template.read_text())
+    return directory
+
+
+def make_tokenizer(directory: Path) -> Tokenizer:
+    return Tokenizer.load(write_tokenizer(directory))
+
+
+def make_model(seed: int = 0, max_seq_len: int = 96, padding: int = 0, spread: float = 0.5) -> Decoder:
+    """Weights far wider than an untrained model's, so that the best token is clear and replies vary."""
+    config = ModelConfig(
+        vocab_size=len(SPECIALS) + 256 + len(MERGES) + padding,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=64,
+        max_seq_len=max_seq_len,
+    )
+    model = Decoder(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+    return model
+
+
+@torch.no_grad()
+def greedy_by_full_forward(model: Decoder, prompt: list[int], stop_ids: tuple[int, ...], max_tokens: int) -> list[int]:
+    """The oracle: the whole sequence through the plain model for every token."""
+    ids = list(prompt)
+    while len(ids) - len(prompt) < max_tokens and len(ids) < model.config.max_seq_len:
+        token = int(model(torch.tensor([ids]))[0, -1].argmax())
+        ids.append(token)
+        if token in stop_ids:
+            break
+    return ids[len(prompt) :]

@@ -1,0 +1,96 @@
+"""A small run on disk: a corpus, its tokens, and three tiny models with the files that trained them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gristmill.artifact import StageRun, write_json
+from gristmill.data.schema import CORPUS, DocumentWriter
+from gristmill.events import StageLog
+from gristmill.model.config import ModelConfig
+from gristmill.model.decoder import Decoder
+from gristmill.tokenizer.config import TokenizerConfig
+from gristmill.tokenizer.store import META, SPLITS, bin_path, idx_path
+from gristmill.tokenizer.tokenizer import Tokenizer
+from gristmill.tokenizer.train import train_bpe, write_tokenizer
+from gristmill.weights.hf import save_model
+
+TEXTS = {
+    "books": [
+        f"Chapter {i}. The miller ground the corn, and the wheel turned {'again and ' * (i % 4)}again."
+        for i in range(14)
+    ],
+    "code": [f"def f{i}(x: int) -> int:\n    return x + {i}  # ünïcode\n" for i in range(5)],
+}
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories by stage name: corpus, tokens, base, sft, dpo."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("run")
+    tokenizer_directory = root / "tokenizer"
+    tokenizer_directory.mkdir()
+    texts = [text for documents in TEXTS.values() for text in documents]
+    write_tokenizer(train_bpe(TokenizerConfig(vocab_size=320), iter(texts * 3)), tokenizer_directory)
+    tokenizer = Tokenizer.load(tokenizer_directory)
+    _write_corpus(root / "corpus")
+    _write_tokens(root / "tokens", tokenizer)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
+        intermediate_size=24, max_seq_len=128,
+    )  # fmt: skip
+    for seed, name in enumerate(("base", "sft", "dpo")):
+        save_model(Decoder(config).init_weights(seed), root / name, tokenizer_directory)
+    _write_prompts(root / "sft" / "dataset.jsonl", ["Name a river.", "Count to ten."])
+    _write_prompts(root / "dpo" / "pairs.jsonl", ["Name a hill."])
+    return {name: root / name for name in ("corpus", "tokens", "base", "sft", "dpo")}
+
+
+@pytest.fixture
+def stage_run(tmp_path: Path) -> Callable[..., StageRun]:
+    """Makes a StageRun for `inputs` in a fresh directory, or in the one named."""
+
+    def make(inputs: dict[str, Path], name: str = "evaluation") -> StageRun:
+        scratch = tmp_path / name / "_scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        return StageRun(out=tmp_path / name, scratch=scratch, inputs=inputs, seed=0, log=StageLog.silent())
+
+    return make
+
+
+def _write_corpus(directory: Path) -> None:
+    """Domains in turn, each document twice: first in the train split, then for validation."""
+    with DocumentWriter(directory / "documents", CORPUS) as writer:
+        for split in SPLITS:
+            for domain, texts in TEXTS.items():
+                for number, text in enumerate(texts):
+                    writer.add(
+                        len(text.encode()), id=f"{number:016x}", text=text, source="test", domain=domain, language="en",
+                        license="CC0-1.0", origin=f"{domain}#{number}", split=split,
+                    )  # fmt: skip
+
+
+def _write_tokens(directory: Path, tokenizer: Tokenizer) -> None:
+    meta: dict[str, dict[str, object]] = {domain: {"weight": 1 / len(TEXTS)} for domain in TEXTS}
+    for domain, texts in TEXTS.items():
+        documents = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+        offsets = np.cumsum([0] + [len(ids) for ids in documents])
+        for split in SPLITS:
+            bin_path(directory, split, domain).parent.mkdir(parents=True, exist_ok=True)
+            np.concatenate(documents).astype("<u2").tofile(bin_path(directory, split, domain))
+            np.save(idx_path(directory, split, domain), offsets)
+            size = sum(len(text.encode()) for text in texts)
+            meta[domain][split] = {"documents": len(texts), "tokens": int(offsets[-1]), "bytes": size}
+    head = {"vocab_size": tokenizer.vocab_size, "dtype": "uint16", "tokenizer_hash": tokenizer.hash}
+    write_json(directory / META, {**head, "domains": meta})
+
+
+def _write_prompts(path: Path, prompts: list[str]) -> None:
+    path.write_text("".join(json.dumps({"prompt": prompt, "completion": "..."}) + "\n" for prompt in prompts))

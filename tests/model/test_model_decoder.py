@@ -1,0 +1,207 @@
+"""The decoder's own properties: what must hold for any weights."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from gristmill.model.attention import AttentionSpec, DocumentAttention, causal_attention, masked_attention
+from gristmill.model.config import ModelConfig
+from gristmill.model.decoder import Decoder, rotary_angles, rotate
+
+VOCAB = 37
+
+
+def shape(**changes) -> ModelConfig:
+    base = {
+        "vocab_size": VOCAB,
+        "hidden_size": 24,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 40,
+        "max_seq_len": 64,
+    }
+    return ModelConfig(**base | changes)
+
+
+def random_model(seed: int = 0, **changes) -> Decoder:
+    """Weights large enough that attention is far from uniform."""
+    model = Decoder(shape(**changes)).init_weights(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
+    return model.eval()
+
+
+def random_ids(*size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCAB, size, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kv_heads=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    half_head=st.integers(1, 5),
+    width=st.integers(1, 4),
+    layers=st.integers(1, 3),
+    wide=st.integers(1, 30),
+    vocab=st.integers(1, 50),
+    tied=st.booleans(),
+)
+def test_parameter_count_is_that_of_the_built_model(kv_heads, groups, half_head, width, layers, wide, vocab, tied):
+    heads = kv_heads * groups
+    config = ModelConfig(
+        vocab_size=vocab,
+        hidden_size=heads * width,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=2 * half_head,
+        intermediate_size=wide,
+        max_seq_len=8,
+        tie_embeddings=tied,
+    )
+    assert sum(parameter.numel() for parameter in Decoder(config).parameters()) == config.num_parameters
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"num_kv_heads": 3}, "num_kv_heads"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"hidden_size": 26}, "hidden_size"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"layers": 3}, "layers"),
+    ],
+)
+def test_impossible_shapes_are_refused_by_field(changes, field):
+    with pytest.raises(ValidationError, match=field):
+        shape(**changes)
+
+
+def test_rotation_turns_each_pair_by_position_times_its_frequency():
+    config = shape(head_dim=4, rope_theta=100.0)
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
+    turned = rotate(x, rotary_angles(config, torch.tensor([[5]]), torch.float32)).flatten()
+    for pair, angle in ((0, 5.0), (1, 5.0 * 100.0**-0.5)):
+        first, second = x.flatten()[pair].item(), x.flatten()[pair + 2].item()
+        assert turned[pair].item() == pytest.approx(first * math.cos(angle) - second * math.sin(angle), abs=1e-5)
+        assert turned[pair + 2].item() == pytest.approx(second * math.cos(angle) + first * math.sin(angle), abs=1e-5)
+
+
+def test_rotated_products_depend_on_distance_alone():
+    config = shape()
+    q, k = (torch.randn(1, 1, 1, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+
+    def score(query_at: int, key_at: int) -> float:
+        angles = [rotary_angles(config, torch.tensor([[at]]), torch.float32) for at in (query_at, key_at)]
+        return float((rotate(q, angles[0]) * rotate(k, angles[1])).sum())
+
+    assert score(9, 4) == pytest.approx(score(25, 20), abs=1e-4)
+    assert abs(score(9, 4) - score(9, 5)) > 1e-2
+
+
+def test_shifting_all_positions_changes_nothing():
+    model, ids = random_model(), random_ids(2, 9)
+    positions = torch.arange(9).expand(2, 9)
+    torch.testing.assert_close(model(ids, positions + 17), model(ids), atol=1e-4, rtol=0)
+    assert (model(ids, positions * 2) - model(ids)).abs().max() > 1e-2
+
+
+def test_a_token_changes_no_earlier_logits_and_does_change_its_own():
+    model, ids = random_model(), random_ids(1, 12)
+    before = model(ids)
+    changed = ids.clone()
+    changed[0, 7] = (changed[0, 7] + 1) % VOCAB
+    after = model(changed)
+    torch.testing.assert_close(after[:, :7], before[:, :7], atol=1e-6, rtol=0)
+    assert (after[:, 7:] - before[:, 7:]).abs().amax(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_packed_documents_are_as_if_alone(restart):
+    """With positions that start anew at each document, and, since they are relative, with running ones too."""
+    model = random_model()
+    documents = [random_ids(length, seed=length) for length in (5, 1, 7)]
+    segments = torch.cat([torch.full((len(d),), i) for i, d in enumerate(documents)])[None]
+    positions = torch.cat([torch.arange(len(d)) for d in documents])[None] if restart else None
+    packed = model(torch.cat(documents)[None], positions, DocumentAttention(segments))[0]
+    alone = torch.cat([model(d[None])[0] for d in documents])
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=0)
+    crossing = model(torch.cat(documents)[None])[0]
+    assert (crossing[5:] - alone[5:]).abs().max() > 1e-2
+
+
+def test_rows_of_a_batch_do_not_meet():
+    model, ids = random_model(), random_ids(5, 8)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(model(ids[order]), model(ids)[order], atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(ids[2:3]), model(ids)[2:3], atol=1e-5, rtol=0)
+
+
+def test_attention_is_softmax_of_scaled_products():
+    spec = AttentionSpec(layer=0, num_heads=4, num_kv_heads=2, head_dim=8, scale=0.3)
+    generator = torch.Generator().manual_seed(3)
+    q = torch.randn(2, 6, 4, 8, generator=generator)
+    k, v = (torch.randn(2, 6, 2, 8, generator=generator) for _ in range(2))
+    expected = torch.empty_like(q)
+    for batch in range(2):
+        for time in range(6):
+            for head in range(4):
+                keys, values = k[batch, : time + 1, head // 2], v[batch, : time + 1, head // 2]
+                weights = torch.softmax(keys @ q[batch, time, head] * 0.3, dim=0)
+                expected[batch, time, head] = weights @ values
+    torch.testing.assert_close(causal_attention(spec, q, k, v), expected, atol=1e-5, rtol=0)
+    mask = torch.ones(6, 6, dtype=torch.bool).tril()
+    torch.testing.assert_close(masked_attention(spec, q, k, v, mask), expected, atol=1e-5, rtol=0)
+
+
+def test_attend_is_called_once_per_block_with_the_stated_shapes():
+    model, ids = random_model(), random_ids(3, 5)
+    seen = []
+
+    def recording(spec, q, k, v):
+        seen.append((spec, tuple(q.shape), tuple(k.shape), tuple(v.shape)))
+        return causal_attention(spec, q, k, v)
+
+    assert torch.equal(model(ids, attend=recording), model(ids))
+    specs = [AttentionSpec(layer, num_heads=4, num_kv_heads=2, head_dim=8, scale=8**-0.5) for layer in range(2)]
+    assert seen == [(spec, (3, 5, 4, 8), (3, 5, 2, 8), (3, 5, 2, 8)) for spec in specs]
+
+
+def test_logits_are_the_head_on_hidden_states():
+    tied, free = random_model(), random_model(tie_embeddings=False)
+    ids = random_ids(1, 4)
+    assert torch.equal(tied(ids), tied.hidden_states(ids) @ tied.embedding.weight.T)
+    assert torch.equal(free(ids), free.hidden_states(ids) @ free.head.weight.T)
+    assert tied(ids).shape == (1, 4, VOCAB)
+
+
+def test_a_seed_gives_the_same_weights_and_another_seed_others():
+    first, again, other = (Decoder(shape()).init_weights(seed) for seed in (7, 7, 8))
+    for name, parameter in first.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name)), name
+        assert parameter.dim() == 1 or not torch.equal(parameter, other.get_parameter(name)), name
+
+
+def test_initial_scales():
+    model = Decoder(shape(hidden_size=128, intermediate_size=256, num_layers=8, vocab_size=500)).init_weights(0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+            continue
+        residual = name.endswith(("attention.output.weight", "down.weight"))
+        assert parameter.std().item() == pytest.approx(0.02 / 4 if residual else 0.02, rel=0.05), name
+
+
+def test_an_untrained_model_predicts_nearly_uniformly():
+    model = Decoder(shape(hidden_size=64)).init_weights(0)
+    ids = random_ids(4, 16)
+    loss = torch.nn.functional.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(VOCAB), abs=0.1)

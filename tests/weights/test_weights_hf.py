@@ -1,0 +1,146 @@
+"""Model directories: what we write, transformers reads, and the other way round, with the same logits."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+
+from gristmill.errors import GristmillError
+from gristmill.weights.hf import save_model
+from gristmill.weights.load import load_model
+
+TOLERANCE = 1e-4
+SHAPES = {
+    "grouped": {},
+    "multi-query": {"num_kv_heads": 1, "norm_eps": 1e-6},
+    "multi-head-untied": {"num_kv_heads": 4, "tie_embeddings": False},
+    "wide-heads": {"head_dim": 14, "rope_theta": 50_000.0},
+    "narrow-heads-untied": {"head_dim": 6, "tie_embeddings": False},
+}
+
+
+def ids(vocab: int = 40) -> torch.Tensor:
+    return torch.randint(vocab, (2, 19), generator=torch.Generator().manual_seed(1))
+
+
+def from_transformers(directory, **options):
+    """Load strictly: missing or unexpected tensors would otherwise be random, with a mere warning."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **options)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_transformers_reads_what_we_write(name, random_model, tokenizer_dir, tmp_path):
+    model = random_model(**SHAPES[name])
+    save_model(model, tmp_path, tokenizer_dir)
+    theirs = from_transformers(tmp_path)
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    assert theirs.dtype == torch.float32
+    with torch.no_grad():
+        assert (theirs(ids()).logits - model(ids())).abs().max() <= TOLERANCE
+        reloaded = load_model(tmp_path)
+        assert reloaded.config == model.config
+        assert torch.equal(reloaded(ids()), model(ids()))
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_key_value_heads": 1, "tie_word_embeddings": True},
+        {"num_key_value_heads": 2, "head_dim": 10, "rope_parameters": {"rope_type": "default", "rope_theta": 70_000.0}},
+        {"num_key_value_heads": 4, "rms_norm_eps": 1e-3, "max_position_embeddings": 99},
+    ],
+)
+def test_we_read_what_transformers_writes(changes, shards, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=53, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, **changes
+    )
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+    theirs.save_pretrained(tmp_path, **({"max_shard_size": "20KB"} if shards else {}))
+    assert (tmp_path / "model.safetensors.index.json").exists() == shards
+    ours = load_model(tmp_path)
+    with torch.no_grad():
+        assert (theirs(ids(53)).logits - ours(ids(53))).abs().max() <= TOLERANCE
+    if "max_position_embeddings" in changes:
+        assert ours.config.max_seq_len == 99
+
+
+def test_the_same_weights_give_the_same_bytes(random_model, tokenizer_dir, tmp_path):
+    for name in ("first", "second"):
+        save_model(random_model(), tmp_path / name, tokenizer_dir)
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "second").iterdir())
+    for name in files:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+def test_files_and_settings_of_a_directory(random_model, tokenizer_dir, tmp_path):
+    save_model(random_model(rope_theta=12_345.0), tmp_path, tokenizer_dir, dtype=torch.bfloat16)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        assert (tmp_path / name).read_bytes() == (tokenizer_dir / name).read_bytes()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 12_345.0
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (0, 1, 2)
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path)
+    assert generation.eos_token_id == [1, 4]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("abc").input_ids == [5, 6, 7]
+    mode = (tmp_path / "model.safetensors").stat().st_mode
+    assert mode == (tmp_path / "config.json").stat().st_mode
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_files_hold_the_rounded_weights(dtype, random_model, tokenizer_dir, tmp_path):
+    model = random_model()
+    save_model(model, tmp_path, tokenizer_dir, dtype)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {dtype}  # noqa: SIM118
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
+    assert from_transformers(tmp_path).dtype == dtype
+    for name, parameter in load_model(tmp_path, dtype=dtype).named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name).to(dtype)), name
+
+
+def test_a_model_with_nan_is_not_saved(random_model, tokenizer_dir, tmp_path):
+    model = random_model()
+    with torch.no_grad():
+        model.blocks[1].feed_forward.gate_up.weight[50, 3] = float("nan")  # row 50 of 88: the up half
+    with pytest.raises(GristmillError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        save_model(model, tmp_path, tokenizer_dir)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_weights_beyond_float16_are_refused_by_name(random_model, tokenizer_dir, tmp_path):
+    model = random_model()
+    with torch.no_grad():
+        model.norm.weight[0] = 1e6
+    save_model(model, tmp_path / "bfloat16", tokenizer_dir, torch.bfloat16)
+    with pytest.raises(GristmillError, match=r"model\.norm\.weight"):
+        save_model(model, tmp_path / "float16", tokenizer_dir, torch.float16)
+
+
+def test_a_tokenizer_that_is_absent_or_too_large_is_named(random_model, tokenizer_dir, tmp_path):
+    with pytest.raises(GristmillError, match=r"tokenizer\.json"):
+        save_model(random_model(), tmp_path, tmp_path / "nowhere")
+    with pytest.raises(GristmillError, match="id 30, the model's vocab_size is 20"):
+        save_model(random_model(vocab_size=20), tmp_path, tokenizer_dir)
+
+
+def test_saving_over_the_directory_it_came_from(random_model, tokenizer_dir, tmp_path):
+    save_model(random_model(), tmp_path, tokenizer_dir)
+    model = load_model(tmp_path)
+    save_model(model, tmp_path, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path)(ids()), random_model()(ids()))
