@@ -98,8 +98,9 @@ def _override(data: dict[str, Any], item: str) -> KeyPath:
 
 
 def _first_error(error: ValidationError, path: Path, lines: Mapping[KeyPath, int], overridden: list[KeyPath]) -> str:
-    """One line for the first thing that is wrong."""
-    first = error.errors()[0]
+    """One line for the first thing that is wrong; an unknown key before all, since it is often the missing one."""
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     keys = tuple(str(part) for part in first["loc"])
     if keys in overridden or any(keys[: len(o)] == o for o in overridden):
         where = "--set"
@@ -114,7 +115,7 @@ def _first_error(error: ValidationError, path: Path, lines: Mapping[KeyPath, int
         what = str(first["ctx"]["error"])
     else:
         what = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{where}: {'.'.join(keys)}: {what}{more}"
 
 

@@ -61,7 +61,9 @@ def test_all_head_shapes(tokenizer):
 
 def test_seed_decides_whatever_else_is_in_the_batch(model, tokenizer):
     seeded = SamplingParams(max_tokens=15, temperature=1.3, top_p=0.9, seed=11)
-    others = [SamplingParams(max_tokens=n, temperature=t, top_k=k) for n, t, k in [(3, 1.0, 0), (9, 0.0, 0), (20, 2.0, 5)]]
+    others = [
+        SamplingParams(max_tokens=n, temperature=t, top_k=k) for n, t, k in [(3, 1.0, 0), (9, 0.0, 0), (20, 2.0, 5)]
+    ]
     prompt, *rest = prompts_of([6, 4, 17, 2])
     alone = llm_of(model, tokenizer).generate([prompt], seeded)[0]
     for place in range(4):
@@ -86,7 +88,9 @@ def test_order_length_and_reasons(model, tokenizer):
 def test_the_models_own_end(model, tokenizer):
     """The stop token closes the sequence, is listed and has no text; ignore_eos goes past it."""
     prompt = prompts_of([4])[0]
-    free = llm_of(model, tokenizer).generate([prompt], SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True))[0]
+    free = llm_of(model, tokenizer).generate([prompt], SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True))[
+        0
+    ]
     llm = llm_of(model, tokenizer)
     llm.engine.stop_ids = frozenset([free.token_ids[5]])
     first = free.token_ids.index(free.token_ids[5])
@@ -104,7 +108,9 @@ def test_context_end_is_a_length_stop(model, tokenizer):
 
 def test_logprobs_are_of_the_unscaled_distribution(model, tokenizer):
     prompt = prompts_of([5])[0]
-    params = SamplingParams(max_tokens=6, temperature=0.7, top_k=4, seed=1, logprobs=True, top_logprobs=3, ignore_eos=True)
+    params = SamplingParams(
+        max_tokens=6, temperature=0.7, top_k=4, seed=1, logprobs=True, top_logprobs=3, ignore_eos=True
+    )
     found = llm_of(model, tokenizer).generate([prompt, *prompts_of([8, 2])], [params, GREEDY, GREEDY])[0]
     with torch.no_grad():
         reference = model(torch.tensor([prompt + found.token_ids]))[0].log_softmax(-1)

@@ -54,7 +54,9 @@ def test_distribution_is_that_of_transformers(monkeypatch, params, candidates):
 def test_candidates_cover_or_not_row_by_row(monkeypatch):
     """Rows that need the full sort and rows that do not, in one batch, each as if alone."""
     monkeypatch.setattr(sampler, "CANDIDATES", 8)
-    logits = torch.randn(6, 60, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.1], [9], [1], [1], [1], [3]])
+    logits = torch.randn(6, 60, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [[0.1], [9], [1], [1], [1], [3]]
+    )
     params = [
         SamplingParams(top_p=0.9),
         SamplingParams(top_p=0.9),
@@ -113,7 +115,11 @@ def test_not_finite_rows_are_told_apart():
 
 def test_logprobs_only_of_rows_that_asked():
     logits = torch.randn(3, 30)
-    params = [SamplingParams(), SamplingParams(logprobs=True), SamplingParams(logprobs=True, top_logprobs=5, temperature=0)]
+    params = [
+        SamplingParams(),
+        SamplingParams(logprobs=True),
+        SamplingParams(logprobs=True, top_logprobs=5, temperature=0),
+    ]
     found = sample(logits, params, [0.1, 0.2, 0.3])
     expected = logits.log_softmax(-1)
     assert set(found.logprobs) == {1, 2}

@@ -46,7 +46,11 @@ def test_history_is_kept_and_reset(llm):
     screen, prompts = converse(llm, ["hi", "", "so", "/reset", "new"])
     reply = llm.chat([[{"role": "user", "content": "hi"}]], PARAMS)[0].text
     assert reply in screen
-    history = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": reply}, {"role": "user", "content": "so"}]
+    history = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": reply},
+        {"role": "user", "content": "so"},
+    ]
     assert prompts[1] == tokenizer.render_chat(history, add_generation_prompt=True)
     assert prompts[2] == tokenizer.render_chat([{"role": "user", "content": "new"}], add_generation_prompt=True)
 

@@ -29,7 +29,10 @@ def test_any_tokens_stream_to_what_they_decode_to(tokenizer, ids):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(st.sampled_from("abé€ "), max_size=30), st.lists(st.text(st.sampled_from("abé "), min_size=1, max_size=4), max_size=4))
+@given(
+    st.text(st.sampled_from("abé€ "), max_size=30),
+    st.lists(st.text(st.sampled_from("abé "), min_size=1, max_size=4), max_size=4),
+)
 def test_text_ends_before_the_first_stop_string(tokenizer, text, stop):
     pieces, stopped = pieces_of(tokenizer, tokenizer.encode(text), stop)
     shown = "".join(pieces)

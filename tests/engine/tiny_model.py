@@ -1,4 +1,4 @@
-"""A byte-level tokenizer with a handful of merges and a random decoder that fits it; the server's tests use them too."""
+"""A byte-level tokenizer with a handful of merges and a random decoder that fits it, also for the server's tests."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,8 +14,8 @@ from gristmill.data.schema import CORPUS, DocumentWriter
 from gristmill.events import StageLog
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
-from gristmill.tokenizer.config import TokenizerConfig
-from gristmill.tokenizer.store import META, SPLITS, bin_path, idx_path
+from gristmill.tokenizer.config import TokenizerConfig, TokensConfig
+from gristmill.tokenizer.pack import pack
 from gristmill.tokenizer.tokenizer import Tokenizer
 from gristmill.tokenizer.train import train_bpe, write_tokenizer
 from gristmill.weights.hf import save_model
@@ -41,7 +40,9 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_tokenizer(train_bpe(TokenizerConfig(vocab_size=320), iter(texts * 3)), tokenizer_directory)
     tokenizer = Tokenizer.load(tokenizer_directory)
     _write_corpus(root / "corpus")
-    _write_tokens(root / "tokens", tokenizer)
+    write_json(root / "corpus" / "report.json", {"weights": dict.fromkeys(TEXTS, 0.5)})
+    inputs = {"corpus": root / "corpus", "tokenizer": tokenizer_directory}
+    pack(TokensConfig(), _run(root / "tokens", inputs))
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
         intermediate_size=24, max_seq_len=128,
@@ -58,38 +59,26 @@ def stage_run(tmp_path: Path) -> Callable[..., StageRun]:
     """Makes a StageRun for `inputs` in a fresh directory, or in the one named."""
 
     def make(inputs: dict[str, Path], name: str = "evaluation") -> StageRun:
-        scratch = tmp_path / name / "_scratch"
-        scratch.mkdir(parents=True, exist_ok=True)
-        return StageRun(out=tmp_path / name, scratch=scratch, inputs=inputs, seed=0, log=StageLog.silent())
+        return _run(tmp_path / name, inputs)
 
     return make
+
+
+def _run(out: Path, inputs: dict[str, Path]) -> StageRun:
+    (out / "_scratch").mkdir(parents=True, exist_ok=True)
+    return StageRun(out=out, scratch=out / "_scratch", inputs=inputs, seed=0, log=StageLog.silent())
 
 
 def _write_corpus(directory: Path) -> None:
     """Domains in turn, each document twice: first in the train split, then for validation."""
     with DocumentWriter(directory / "documents", CORPUS) as writer:
-        for split in SPLITS:
+        for split in ("train", "validation"):
             for domain, texts in TEXTS.items():
                 for number, text in enumerate(texts):
                     writer.add(
                         len(text.encode()), id=f"{number:016x}", text=text, source="test", domain=domain, language="en",
                         license="CC0-1.0", origin=f"{domain}#{number}", split=split,
                     )  # fmt: skip
-
-
-def _write_tokens(directory: Path, tokenizer: Tokenizer) -> None:
-    meta: dict[str, dict[str, object]] = {domain: {"weight": 1 / len(TEXTS)} for domain in TEXTS}
-    for domain, texts in TEXTS.items():
-        documents = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
-        offsets = np.cumsum([0] + [len(ids) for ids in documents])
-        for split in SPLITS:
-            bin_path(directory, split, domain).parent.mkdir(parents=True, exist_ok=True)
-            np.concatenate(documents).astype("<u2").tofile(bin_path(directory, split, domain))
-            np.save(idx_path(directory, split, domain), offsets)
-            size = sum(len(text.encode()) for text in texts)
-            meta[domain][split] = {"documents": len(texts), "tokens": int(offsets[-1]), "bytes": size}
-    head = {"vocab_size": tokenizer.vocab_size, "dtype": "uint16", "tokenizer_hash": tokenizer.hash}
-    write_json(directory / META, {**head, "domains": meta})
 
 
 def _write_prompts(path: Path, prompts: list[str]) -> None:

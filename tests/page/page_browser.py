@@ -16,10 +16,18 @@ from types import TracebackType
 from typing import Any
 
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
     "--remote-debugging-pipe",
-)  # fmt: skip
+)
 
 
 class Browser:
@@ -34,7 +42,9 @@ class Browser:
         self._read, answer_write = os.pipe()
         # Chromium reads commands from file 3 and answers on file 4; high numbers keep the two from clashing before.
         high_read, high_write = (fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (command_read, answer_write))
-        launch = f"import os, sys; os.dup2({high_read}, 3); os.dup2({high_write}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+        launch = (
+            f"import os, sys; os.dup2({high_read}, 3); os.dup2({high_write}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+        )
         arguments = [executable, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
         self._process = subprocess.Popen(
             [sys.executable, "-c", launch, *arguments], pass_fds=(high_read, high_write), stderr=subprocess.DEVNULL
@@ -80,14 +90,17 @@ class Browser:
         return answer["result"].get("value")
 
     def wait_for(self, condition: str) -> None:
-        """Until a JavaScript condition holds, looked at in every frame of the page."""
+        """Until a JavaScript condition holds; the page itself looks, many times a second."""
         deadline = time.monotonic() + self._timeout
-        waiting = f"new Promise(done => {{ const look = () => ({condition}) ? done(true) : setTimeout(look, 50); look(); setTimeout(() => done(false), 5000); }})"
+        look = f"const look = () => ({condition}) ? done(true) : setTimeout(look, 50)"
+        waiting = f"new Promise(done => {{ {look}; look(); setTimeout(() => done(false), 5000); }})"
         while not self.evaluate(waiting):
             assert time.monotonic() < deadline, f"never true: {condition}"
 
     def size(self, width: int, height: int) -> None:
-        self.command("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
 
     def prefer(self, **features: str) -> None:
         """Media features, for example `prefer(prefers_color_scheme="dark")`."""

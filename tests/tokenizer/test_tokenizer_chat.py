@@ -88,11 +88,10 @@ def test_special_tokens_come_from_the_template_alone(tokenizer: Tokenizer, messa
     assert ids == tokenizer.chat_ids(messages)
     expected = [0] + [3, 4] * len(messages)
     assert [id for id in ids if id in tokenizer.special_ids] == expected
-    text = tokenizer.decode(ids, skip_special_tokens=False)
-    assert text == tokenizer.render_chat(messages).encode("utf-8", "replace").decode() or "\ufffd" in text
+    assert tokenizer.decode(ids, skip_special_tokens=False) == tokenizer.render_chat(messages)
     replies = [message["content"].strip() for message in messages if message["role"] == "assistant"]
     written = tokenizer.decode([id for id, mine in zip(ids, mask, strict=True) if mine])
-    assert written == "".join(replies) or "\ufffd" in written
+    assert written == "".join(replies)
 
 
 def test_a_user_who_types_an_end_of_turn_gets_its_letters(tokenizer: Tokenizer) -> None:

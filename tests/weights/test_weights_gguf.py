@@ -201,6 +201,7 @@ def test_gpt2_tokenizers_join_digits(model, tmp_path):
     [
         ({"general__architecture": "qwen2"}, ["architecture", "qwen2"]),
         ({"llama__block_count": None}, ["llama.block_count", "missing"]),
+        ({"llama__block_count": 10**9}, ["llama.block_count", "1000000000"]),
         ({"llama__block_count": 3}, ["blk.2.attn_norm.weight", "missing"]),
         ({"llama__feed_forward_length": 45}, ["blk.0.ffn_gate.weight", "[44, 32]", "[45, 32]"]),
         ({"llama__attention__head_count": 0}, ["llama.attention.head_count"]),

@@ -125,6 +125,7 @@ def test_a_wrong_index_is_named(saved, index, words):
         ({"hidden_size": None}, ["hidden_size"]),
         ({"num_attention_heads": 0}, ["num_attention_heads"]),
         ({"num_hidden_layers": "two"}, ["num_hidden_layers"]),
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers", "20 tensors"]),
         ({"num_key_value_heads": 3}, ["num_kv_heads"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quant_method", "gptq"]),
         ({"intermediate_size": 45}, ["gate_proj", "[45, 32]"]),

@@ -55,10 +55,9 @@ def pieces(text: str, max_bytes: int) -> list[str]:
     data = text.encode()
     found: list[bytes] = []
     start = 0
-    while len(data) - start > max_bytes:
-        rest = len(data) - start
+    while (rest := len(data) - start) > max_bytes:
         even = -(-rest // -(-rest // max_bytes))  # the rest in equal shares, none above max_bytes
-        end, following = _border(data, start + even // 2, start + even)
+        end, following = _border(data, start + even // 2, start + even, start + max_bytes)
         found.append(data[start:end])
         start = following
     found.append(data[start:])
@@ -66,14 +65,13 @@ def pieces(text: str, max_bytes: int) -> list[str]:
     return [piece for piece in cut if piece]
 
 
-def _border(data: bytes, lowest: int, highest: int) -> tuple[int, int]:
-    """(end of a piece, start of the next) for the last border of the best kind between two places."""
+def _border(data: bytes, lowest: int, wanted: int, highest: int) -> tuple[int, int]:
+    """(end of a piece, start of the next): the border of the best kind, of those the one nearest to `wanted`."""
     for border in _BORDERS:
-        last = None
-        for match in border.finditer(data, lowest, highest):
-            last = match
-        if last is not None and last.start() > lowest:
-            return last.start(), last.end()
-    while data[highest] & 0xC0 == 0x80:  # inside a character
-        highest -= 1
-    return highest, highest
+        matches = (match for match in border.finditer(data, lowest, highest + 4) if lowest < match.start() <= highest)
+        nearest = min(matches, key=lambda match: abs(match.start() - wanted), default=None)
+        if nearest is not None:
+            return nearest.span()
+    while data[wanted] & 0xC0 == 0x80:  # inside a character
+        wanted -= 1
+    return wanted, wanted

@@ -42,7 +42,9 @@ def collect(config: CollectConfig, run: StageRun) -> Figures:
             figures[f"{name}_bytes"] = writer.bytes - before[1]
             figures[f"{name}_seconds"] = round(time.perf_counter() - started, 3)
     if not writer.rows:
-        raise GristmillError("nothing was collected: the enabled sources hold no text; look at `collected` in the recipe")
+        raise GristmillError(
+            "nothing was collected: the enabled sources hold no text; look at `collected` in the recipe"
+        )
     return figures | {"documents": writer.rows, "bytes": writer.bytes}
 
 

@@ -74,7 +74,9 @@ class DocsConfig(_Source):
     """Long descriptions, text files and licences of installed packages, and Python's language reference."""
 
     packages: tuple[str, ...] = Field(default=DEFAULT_DOCS_PACKAGES, description="Installed packages to read.")
-    language_reference: bool = Field(default=True, description="Read the language reference that Python's help() shows.")
+    language_reference: bool = Field(
+        default=True, description="Read the language reference that Python's help() shows."
+    )
     max_file_bytes: int = Field(default=1_000_000, gt=0, description="Leave out larger files.")
 
 
@@ -118,8 +120,12 @@ class QualityRules(_Frozen):
     min_mean_word_length: float = Field(default=3.0, ge=0, description="Smallest mean word length in characters.")
     max_mean_word_length: float = Field(default=10.0, gt=0, description="Largest mean word length in characters.")
     max_symbol_ratio: float = Field(default=0.1, ge=0, description="Most # per word, and most ellipses per word.")
-    max_bullet_lines: float = Field(default=0.9, ge=0, le=1, description="Largest share of lines that begin as a bullet.")
-    max_ellipsis_lines: float = Field(default=0.3, ge=0, le=1, description="Largest share of lines ending in an ellipsis.")
+    max_bullet_lines: float = Field(
+        default=0.9, ge=0, le=1, description="Largest share of lines that begin as a bullet."
+    )
+    max_ellipsis_lines: float = Field(
+        default=0.3, ge=0, le=1, description="Largest share of lines ending in an ellipsis."
+    )
     min_alphabetic_words: float = Field(default=0.8, ge=0, le=1, description="Smallest share of words with a letter.")
     min_stop_words: int = Field(
         default=2, ge=0, le=8, description="Fewest distinct ones of: the be to of and that have with."
@@ -129,7 +135,9 @@ class QualityRules(_Frozen):
 class RepetitionRules(_Frozen):
     """Gopher's repetition rules (arXiv 2112.11446, table A1): largest shares of lines, paragraphs or characters."""
 
-    max_duplicate_lines: float = Field(default=0.30, ge=0, le=1, description="Lines that occurred before, of all lines.")
+    max_duplicate_lines: float = Field(
+        default=0.30, ge=0, le=1, description="Lines that occurred before, of all lines."
+    )
     max_duplicate_paragraphs: float = Field(default=0.30, ge=0, le=1, description="The same of paragraphs.")
     max_duplicate_line_characters: float = Field(default=0.20, ge=0, le=1, description="Characters in repeated lines.")
     max_duplicate_paragraph_characters: float = Field(default=0.20, ge=0, le=1, description="The same of paragraphs.")
@@ -170,6 +178,9 @@ class CodeRules(_Frozen):
     max_mean_line_characters: float = Field(default=100, gt=0, description="Largest mean line length.")
     min_alphabetic_characters: float = Field(default=0.25, ge=0, le=1, description="Smallest share of letters.")
     max_digit_characters: float = Field(default=0.2, ge=0, le=1, description="Largest share of digits: tables of data.")
+    max_hexadecimal_lines: float = Field(
+        default=0.5, ge=0, le=1, description="Largest share of lines with a number such as 0x1f, \\x1f or \\u001f."
+    )
 
 
 class RuleSet(_Frozen):
@@ -242,10 +253,15 @@ class CorpusConfig(_Frozen):
         default=NearDuplicateConfig(), description="Removal of near-duplicates; null switches it off."
     )
     privacy: PrivacyConfig | None = Field(default=PrivacyConfig(), description="Personal data; null leaves it in.")
-    validation_fraction: float = Field(default=0.02, gt=0, lt=0.5, description="Share of the works kept for validation.")
-    min_validation_works: int = Field(default=4, ge=1, description="Fewest works of each domain kept for validation.")
+    validation_fraction: float = Field(
+        default=0.02, gt=0, lt=0.5, description="Share of the works kept for validation."
+    )
+    min_validation_works: int = Field(
+        default=8, ge=1, description="Fewest works of each domain kept for validation, up to a quarter of them."
+    )
     weights: dict[str, float] | None = Field(
-        default=None, description="Share of each domain in training; null makes it (bytes of the domain) ** temperature."
+        default=None,
+        description="Share of each domain in training; null makes it (bytes of the domain) ** temperature.",
     )
     temperature: float = Field(
         default=0.5, ge=0, le=1, description="1 samples domains by size, 0 all alike; used when weights is null."

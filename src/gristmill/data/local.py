@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,23 @@ from .web import extract, read_warc
 
 
 def local_files(source: LocalSource) -> list[tuple[str, Path]]:
-    """(name, file) of every file that a local source means, sorted; the name is the path below what the source fixes,
-    so that no document's id depends on where a checkout lies. GristmillError when nothing matches."""
+    """(name, file) of every file that a local source means, sorted. The name begins at the last directory that the
+    source names without a pattern, so no document's id depends on where a checkout lies. GristmillError when nothing
+    matches."""
     path = Path(source.path).expanduser()
     if path.is_file():
         return [(path.name, path)]
     if path.is_dir():
         base, found = path, list(path.rglob("*"))
     else:
-        fixed = [part for part in _before_pattern(path.parts)]
-        base = Path(*fixed) if fixed else Path()
+        base = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    files = {file.relative_to(base).as_posix(): file for file in found if file.is_file() and not _hidden(file, base)}
+    below = {file: file.relative_to(base) for file in found if file.is_file()}
+    files = {
+        (Path(base.name) / name).as_posix(): file
+        for file, name in below.items()
+        if not any(part.startswith(".") for part in name.parts)
+    }
     if not files:
         raise GristmillError(f"local path {source.path!r} matches no file (looked in {Path.cwd()}); correct it")
     return sorted(files.items())
@@ -103,15 +109,3 @@ def _parquet(file: Path, column: str) -> Iterator[tuple[int, str]]:
             number += 1
             if text is not None:
                 yield number, text
-
-
-def _before_pattern(parts: tuple[str, ...]) -> Iterator[str]:
-    """The leading parts of a path that hold no glob character."""
-    for part in parts:
-        if glob.has_magic(part):
-            return
-        yield part
-
-
-def _hidden(file: Path, base: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(base).parts)

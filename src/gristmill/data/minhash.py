@@ -1,4 +1,4 @@
-"""Near-duplicates: MinHash signatures, candidates by locality-sensitive hashing, and a check before anything is removed.
+"""Near-duplicates: MinHash signatures, candidates by locality-sensitive hashing, a check before anything is removed.
 
 Documents are compared as sets of word 5-grams. A signature of `bands * rows` minima estimates the Jaccard similarity of
 two sets (Broder 1997); documents that agree on all rows of one band become candidates, which happens with probability
@@ -109,6 +109,17 @@ def band_hashes(signature: U32, bands: int) -> U64:
     return hashes
 
 
+def shares_a_band(bands: U64) -> NDArray[np.bool_]:
+    """True for every document that agrees with another on at least one band."""
+    shared = np.zeros(len(bands), np.bool_)
+    for band in bands.T:
+        order = np.argsort(band, kind="stable")
+        equal = band[order[1:]] == band[order[:-1]]
+        shared[order[1:][equal]] = True
+        shared[order[:-1][equal]] = True
+    return shared
+
+
 def jaccard(a: U64, b: U64) -> float:
     """The Jaccard similarity of two sets, each sorted and without repeats."""
     common = len(np.intersect1d(a, b, assume_unique=True))
@@ -119,19 +130,17 @@ def jaccard(a: U64, b: U64) -> float:
 def find_duplicates(
     bands: U64, order: I64, threshold: float, shingles_of: Callable[[int], U64], progress: Callable[[int, int], None]
 ) -> Matches:
-    """Which documents to remove. `bands` is `[documents, bands]`; `order` lists the documents, the ones to prefer
-    first; `shingles_of(document)` gives its set.
+    """Which documents to remove. `bands` is `[documents, bands]`; `order` lists the documents to look at, the ones to
+    prefer first; `shingles_of(document)` gives its set.
 
     Each document in turn is compared with the kept ones that share a band with it; when the most similar of them (the
     one preferred where several are as similar) reaches `threshold` it is removed, else it is kept.
     """
-    shared = _shares_a_band(bands)
-    queue = [int(document) for document in order if shared[document]]
-    rank = {document: place for place, document in enumerate(queue)}
+    rank = {document: place for place, document in enumerate(order.tolist())}
     kept_by_band: dict[int, list[int]] = defaultdict(list)
     duplicates: list[Duplicate] = []
     compared = similar = 0
-    for done, document in enumerate(queue):
+    for done, document in enumerate(rank):
         keys = bands[document].tolist()
         candidates = sorted({other for key in keys for other in kept_by_band.get(key, ())}, key=rank.__getitem__)
         best, best_similarity = -1, -1.0
@@ -146,16 +155,5 @@ def find_duplicates(
         else:
             for key in keys:
                 kept_by_band[key].append(document)
-        progress(done + 1, len(queue))
+        progress(done + 1, len(rank))
     return Matches(duplicates, compared, similar)
-
-
-def _shares_a_band(bands: U64) -> NDArray[np.bool_]:
-    """True for every document that agrees with another on at least one band."""
-    shared = np.zeros(len(bands), np.bool_)
-    for band in bands.T:
-        order = np.argsort(band, kind="stable")
-        equal = band[order[1:]] == band[order[:-1]]
-        shared[order[1:][equal]] = True
-        shared[order[:-1][equal]] = True
-    return shared

@@ -16,20 +16,20 @@ def choose_validation(
     A work (a play's act, a book of the Bible, a file, a page: whatever shares a source and an origin up to `#`) goes as
     a whole, so its pieces never stand on both sides. It is chosen by its hash alone: when the hash, as a number from
     0 to 1, is below `fraction`, or is among the `minimum` lowest of its domain. So a work keeps its side when others
-    come and go. A domain of fewer than `2 * minimum` works is divided by document instead, and at least half of
-    it always trains.
+    come and go. At most a quarter of a domain's works is chosen; a domain of fewer than four works is divided by
+    document instead, and a single document trains.
     """
     chosen: list[bool] = [False] * len(ids)
     members: dict[str, list[int]] = {}
     for i, domain in enumerate(domains):
         members.setdefault(domain, []).append(i)
     for indices in members.values():
-        few = len({works[i] for i in indices}) < 2 * minimum
+        few = len({works[i] for i in indices}) < 4
         units: dict[str, list[int]] = {}
         for i in indices:
             units.setdefault(ids[i] if few else works[i], []).append(i)
         ranked = sorted(units, key=_position)
-        most = len(ranked) // 2
+        most = max(len(ranked) // 4, 1) if len(ranked) > 1 else 0
         for rank, unit in enumerate(ranked[:most]):
             if rank < minimum or _position(unit) < fraction:
                 for i in units[unit]:

@@ -72,7 +72,8 @@ class _Worker:
         )
 
     def call(self, task: Task) -> Result:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(task) + "\n")
             self._process.stdin.flush()
@@ -81,7 +82,9 @@ class _Worker:
             line = ""
         if not line:
             code = self._process.wait()
-            raise RuntimeError(f"a worker process of the data stage ended with code {code}; was there too little memory?")
+            raise RuntimeError(
+                f"a worker process of the data stage ended with code {code}; was there too little memory?"
+            )
         answer = json.loads(line)
         if "user_error" in answer:
             raise GristmillError(answer["user_error"])

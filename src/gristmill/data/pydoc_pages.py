@@ -2,8 +2,8 @@
 
     python -s -S -P -B pydoc_pages.py OUTPUT < names
 
-Importing a module may do anything, so it never happens in gristmill's own process. One JSON object a line goes to OUTPUT:
-`{"module": name, "html": page}` or `{"module": name, "error": why}`. Standard library only, since -S hides all else.
+Importing a module may do anything, so it never happens in gristmill's own process. One JSON object a line goes to
+OUTPUT: `{"module": name, "html": page}` or `{"module": name, "error": why}`. Standard library only: -S hides all else.
 
 A page tells what holds for this version of Python on any machine: names, signatures and docstrings, never a value, an
 address or a path.
@@ -22,7 +22,6 @@ import re
 import sys
 import warnings
 from html import escape
-from types import ModuleType
 from typing import Any
 
 FLOWING_CHARACTERS = 40  # a paragraph with a shorter line before its last is a list or a table: its breaks are kept
@@ -32,19 +31,24 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 class PageDoc(pydoc.HTMLDoc):
     """pydoc's walk over a module, rendered as a plain article with navigation and footer around it.
 
-    pydoc's own pages print the values of data and repeat every inherited and every special method; these do not.
+    pydoc's own pages print the values of data and repeat every inherited and every special method; these do not, and
+    where several names share one docstring, only the first is told.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
 
     def page(self, title: str, contents: str) -> str:
         return (
-            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title></head>\n<body>\n'
-            '<nav><ul><li><a href="index.html">All modules</a></li><li><a href="classes.html">All classes</a></li>'
-            '<li><a href="search.html">Search</a></li></ul></nav>\n'
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title></head>\n'
+            '<body>\n<nav><ul><li><a href="index.html">All modules</a></li>'
+            '<li><a href="classes.html">All classes</a></li><li><a href="search.html">Search</a></li></ul></nav>\n'
             f"<main><article>\n{contents}\n</article></main>\n"
             "<footer><p>Made from the docstrings of the Python standard library.</p></footer>\n</body></html>\n"
         )
 
-    def docmodule(self, object: ModuleType, name: str | None = None, mod: Any = None, *ignored: Any) -> str:
+    def docmodule(self, object: Any, name: str | None = None, mod: Any = None, *ignored: Any) -> str:
         public = getattr(object, "__all__", None)
         members = [
             (key, value)
@@ -62,7 +66,7 @@ class PageDoc(pydoc.HTMLDoc):
             parts += [self.docroutine(value, key) for key, value in routines]
         return "\n".join(filter(None, parts))
 
-    def docclass(self, object: type, name: str | None = None, *ignored: Any, **also_ignored: Any) -> str:
+    def docclass(self, object: Any, name: str | None = None, *ignored: Any, **also_ignored: Any) -> str:
         bases = ", ".join(escape(base.__name__) for base in object.__bases__)
         heading = f"<h2>class {escape(name or object.__name__)}({bases})</h2>"
         parts = [self.prose(object)]
@@ -89,8 +93,9 @@ class PageDoc(pydoc.HTMLDoc):
     def prose(self, object: Any) -> str:
         """The object's own docstring as paragraphs; indented or ragged ones keep their line breaks."""
         doc = getattr(object, "__doc__", None)
-        if not isinstance(doc, str):
+        if not isinstance(doc, str) or doc in self._told:
             return ""
+        self._told.add(doc)
         blocks = re.split(r"\n[ \t]*\n", inspect.cleandoc(doc).strip("\n"))
         return "\n".join(_block(block) for block in blocks if block.strip())
 
@@ -129,7 +134,7 @@ def scrub(page: str) -> str:
 
 
 def render(name: str) -> dict[str, str]:
-    """The record of one module; whatever goes wrong in it becomes its `error`."""
+    """The record of one module's page; whatever goes wrong in it becomes its `error`."""
     docs = PageDoc()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

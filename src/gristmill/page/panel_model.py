@@ -37,7 +37,7 @@ def shape(run: Run) -> Section | None:
     config = model_config(run)
     if not config:
         return missing(run, "base", "Shape")
-    return table("shape", "Shape", [("setting", "code"), ("value", "number")], sorted(config.items()))
+    return table("shape", "Shape", [("setting", "code"), ("value", "number")], config.items())
 
 
 def parameter_split(run: Run) -> Section | None:
@@ -85,9 +85,7 @@ def model_config(run: Run) -> dict[str, Any]:
         directory = run.artifact("base")
         stored = as_dict(read_json(directory / "config.json")) if directory else {}
         vocabulary = as_number(stored.get("vocab_size"))
-    if config and vocabulary and "vocab_size" not in config:
-        config["vocab_size"] = vocabulary
-    return config
+    return {"vocab_size": vocabulary, **config} if config and vocabulary else config
 
 
 def split_of_shape(config: dict[str, Any]) -> dict[str, int]:
@@ -199,7 +197,12 @@ def against_gzip(run: Run) -> Section | None:
         return None
     columns = [("domain", "text"), ("bytes", "bytes"), ("gzip -9", "number"), *((name, "number") for name in models)]
     rows = [
-        (name, part.get("bytes"), part.get("gzip"), *(as_dict(as_dict(part.get("models")).get(m)).get("value") for m in models))
+        (
+            name,
+            part.get("bytes"),
+            part.get("gzip"),
+            *(as_dict(as_dict(part.get("models")).get(m)).get("value") for m in models),
+        )
         for name, part in domains.items()
     ]
     note = "Bits per byte of validation text, lower is better; gzip reads the same bytes."
@@ -237,7 +240,13 @@ def accuracy(run: Run) -> Section | None:
     tasks = as_dict(report.get("tasks"))
     models = as_dict(tasks.get("models"))
     rows = [
-        {"label": name, "value": score["accuracy"], "low": score.get("low"), "high": score.get("high"), "n": score["tasks"]}
+        {
+            "label": name,
+            "value": score["accuracy"],
+            "low": score.get("low"),
+            "high": score.get("high"),
+            "n": score["tasks"],
+        }
         for name, score in models.items()
     ]
     if not rows:
@@ -300,7 +309,9 @@ def preference_pairs(run: Run) -> Section | None:
         }
         for item in run.json_lines("dpo", "pairs.jsonl", SHOWN_SAMPLES)
     ]
-    return pairs("preference-pairs", "Preference pairs", items, "The first lines of dpo/pairs.jsonl.") if items else None
+    return (
+        pairs("preference-pairs", "Preference pairs", items, "The first lines of dpo/pairs.jsonl.") if items else None
+    )
 
 
 def conversations(run: Run) -> Section | None:

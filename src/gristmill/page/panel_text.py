@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .documents import count_by, samples_by
-from .files import Run, as_dict, as_number
+from .files import Run, as_dict, as_number, total
 from .play import run_tokenizer, vocabulary_entries
 from .sections import Section, documents, figures, lines, missing, table
 
@@ -27,8 +27,12 @@ def sources(run: Run) -> Section:
         for row in count_by(directory / "documents", _hash(run, "collected"), ("source", "domain", "license"))
     ]
     columns = [
-        ("source", "text"), ("domain", "text"), ("license", "text"), ("documents", "count"), ("text", "bytes+bar"),
-    ]  # fmt: skip
+        ("source", "text"),
+        ("domain", "text"),
+        ("license", "text"),
+        ("documents", "count"),
+        ("text", "bytes+bar"),
+    ]
     return table("sources", "Collected text", columns, rows)
 
 
@@ -53,8 +57,35 @@ def _hash(run: Run, stage: str) -> str:
 # ---- processing
 
 
+STEPS = (
+    ("collected", "collected"),
+    ("cut", "cut to size"),
+    ("without_exact_duplicates", "without exact duplicates"),
+    ("after_rules", "passed the rules"),
+    ("after_privacy", "passed privacy"),
+    ("without_near_duplicates", "without near-duplicates"),
+    ("train", "for training"),
+    ("validation", "for validation"),
+)
+
+
+def funnel(run: Run) -> Section | None:
+    """Documents left after each step, by domain."""
+    domains = as_dict(as_dict(run.json("corpus", "report.json")).get("domains"))
+    steps = [(key, label) for key, label in STEPS if any(key in as_dict(part) for part in domains.values())]
+    if not steps:
+        return None
+    rows = [
+        (name, *(as_dict(as_dict(part).get(key)).get("documents") for key, _ in steps))
+        for name, part in domains.items()
+    ]
+    rows.append(("all", *(sum(as_number(row[i]) or 0 for row in rows) for i in range(1, len(steps) + 1))))
+    columns = [("domain", "text"), *((label, "count") for _, label in steps)]
+    return table("funnel", "Step by step", columns, rows, "Documents left after each step, in this order.", wide=True)
+
+
 def kept_and_removed(run: Run) -> Section:
-    """What went in and what came out, by domain, counted in the tables themselves."""
+    """What stayed and what went, by domain, counted in the tables themselves."""
     directory = run.artifact("corpus")
     if directory is None:
         return missing(run, "corpus", "Corpus")
@@ -64,11 +95,14 @@ def kept_and_removed(run: Run) -> Section:
     for domain in sorted({*kept, *removed}):
         stayed, gone = kept.get(domain, {}), removed.get(domain, {})
         left, taken = stayed.get("documents", 0), gone.get("documents", 0)
-        rows.append((domain, left, taken, taken / (left + taken), stayed.get("bytes"), gone.get("bytes")))
+        rows.append((domain, left, taken, stayed.get("bytes"), taken / (left + taken)))
     columns = [
-        ("domain", "text"), ("kept", "count"), ("removed", "count"), ("share removed", "percent+bar"),
-        ("text kept", "bytes"), ("text removed", "bytes"),
-    ]  # fmt: skip
+        ("domain", "text"),
+        ("kept", "count"),
+        ("removed", "count"),
+        ("text kept", "bytes"),
+        ("removed", "percent+bar"),
+    ]
     return table("kept", "Kept and removed", columns, rows)
 
 
@@ -87,13 +121,25 @@ def reasons(run: Run) -> Section | None:
     return table("reasons", "Why documents were removed", columns, rows) if rows else None
 
 
-def private_data(run: Run) -> Section | None:
+def personal_data(run: Run) -> Section | None:
     """What was replaced by a placeholder, by kind."""
-    found = as_dict(as_dict(run.json("corpus", "report.json")).get("pii"))
-    rows = [(kind.replace("_", " "), _sum(count)) for kind, count in found.items()]
+    found = as_dict(as_dict(run.json("corpus", "report.json")).get("personal_data"))
+    rows = [(kind.replace("_", " "), total(count)) for kind, count in found.items()]
     if not rows:
         return None
-    return table("pii", "Private data replaced", [("kind", "text"), ("found", "count+bar")], rows)
+    return table("personal-data", "Personal data replaced", [("kind", "text"), ("found", "count+bar")], rows)
+
+
+def near_duplicates(run: Run) -> Section | None:
+    found = as_dict(as_dict(run.json("corpus", "report.json")).get("near_duplicates"))
+    if not found:
+        return None
+    items = [
+        ("pairs compared", as_number(found.get("pairs_compared")), "count"),
+        ("similar", as_number(found.get("pairs_similar")), "count"),
+        ("documents removed", as_number(found.get("removed")), "count"),
+    ]
+    return figures("near-duplicates", "Near-duplicates", items)
 
 
 def mixture(run: Run) -> Section | None:
@@ -105,7 +151,8 @@ def mixture(run: Run) -> Section | None:
     sizes = _by_domain(count_by(directory / "documents", _hash(run, "corpus"), ("domain",)))
     total = sum(row["bytes"] or 0 for row in sizes.values()) or 1
     rows = [
-        (domain, weight, (sizes.get(domain, {}).get("bytes") or 0) / total) for domain, weight in sorted(weights.items())
+        (domain, weight, (sizes.get(domain, {}).get("bytes") or 0) / total)
+        for domain, weight in sorted(weights.items())
     ]
     columns = [("domain", "text"), ("share of training", "percent+bar"), ("share of the text", "percent+bar")]
     return table("mixture", "Mixture", columns, rows)
@@ -116,7 +163,10 @@ def removed_samples(run: Run) -> Section | None:
     if directory is None:
         return None
     found = samples_by(directory / "removed", _hash(run, "corpus"), "reason", 2)
-    items = [{**_document(row), "label": str(row["reason"]), "meta": f"{row['source']}, {row['origin']}"} for row in found]
+    items = []
+    for row in found:
+        twin = f"; the like of document {row['duplicate_of']}" if row.get("duplicate_of") else ""
+        items.append({**_document(row), "label": str(row["reason"]), "meta": f"{row['source']}, {row['origin']}{twin}"})
     return documents("removed-samples", "Removed documents", items) if items else None
 
 
@@ -134,17 +184,10 @@ def vocabulary_figures(run: Run) -> Section:
         [
             ("entries", as_number(found.get("vocab_size")), "count"),
             ("pre-tokenizer", config.get("pretokenizer"), "text"),
-            ("text sampled", _sum(found.get("sampled_bytes")), "bytes"),
+            ("text sampled", total(found.get("sampled_bytes")), "bytes"),
             ("trained at, bytes/s", as_number(found.get("train_bytes_per_second")), "count"),
         ],
     )
-
-
-def _sum(value: Any) -> float | int | None:
-    """A figure, or the sum of a figure by domain."""
-    if isinstance(value, dict):
-        return sum(number for number in map(as_number, value.values()) if number is not None)
-    return as_number(value)
 
 
 def play(run: Run) -> Section | None:
@@ -173,11 +216,16 @@ def packed_tokens(run: Run) -> Section:
     rows = []
     for domain, entry in as_dict(meta.get("domains")).items():
         train, validation = as_dict(entry.get("train")), as_dict(entry.get("validation"))
-        rows.append((domain, train.get("tokens"), validation.get("tokens"), train.get("documents"), entry.get("weight")))
+        rows.append(
+            (domain, train.get("tokens"), validation.get("tokens"), train.get("documents"), entry.get("weight"))
+        )
     columns = [
-        ("domain", "text"), ("training tokens", "count+bar"), ("validation tokens", "count"),
-        ("training documents", "count"), ("mixture weight", "percent"),
-    ]  # fmt: skip
+        ("domain", "text"),
+        ("training tokens", "count+bar"),
+        ("validation tokens", "count"),
+        ("training documents", "count"),
+        ("mixture weight", "percent"),
+    ]
     return table("packed", "Packed tokens", columns, rows, f"Stored as {meta.get('dtype', 'integers')}.")
 
 
@@ -220,5 +268,5 @@ def _quoted(text: str) -> str:
 
 
 DATA = (sources, collected_samples)
-PROCESSING = (kept_and_removed, reasons, private_data, mixture, removed_samples)
+PROCESSING = (kept_and_removed, reasons, funnel, personal_data, near_duplicates, mixture, removed_samples)
 TOKENIZATION = (vocabulary_figures, play, fertility, packed_tokens, special_tokens, merges, longest_tokens)

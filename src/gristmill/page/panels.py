@@ -43,7 +43,9 @@ def panel(run: Run | None, key: str) -> dict[str, Any]:
     if run is None:
         if key == "deployment":
             return {"key": key, "sections": [panel_deploy.chat(None)]}
-        nothing = empty("no-run", "No run", "This page shows a model server only. A run is shown by:", "gristmill page RUN")
+        nothing = empty(
+            "no-run", "No run", "This page shows a model server only. A run is shown by:", "gristmill page RUN"
+        )
         return {"key": key, "sections": [nothing]}
     made = [_guarded(maker, run) for maker in PANELS[key]]
     return {"key": key, "sections": [section for section in made if section is not None]}

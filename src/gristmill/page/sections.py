@@ -15,9 +15,14 @@ Column = tuple[str, str]  # label, unit; a unit that ends in "+bar" draws a bar 
 
 
 def table(
-    id: str, title: str, columns: Sequence[Column], rows: Iterable[Sequence[Any]], note: str | None = None
+    id: str,
+    title: str,
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[Any]],
+    note: str | None = None,
+    wide: bool = False,
 ) -> Section:
-    """A table whose first column names the row."""
+    """A table whose first column names the row; a `wide` one has the panel's whole width to itself."""
     return {
         "id": id,
         "kind": "table",
@@ -27,6 +32,7 @@ def table(
         ],
         "rows": [list(row) for row in rows],
         "note": note,
+        "wide": wide,
     }
 
 
@@ -41,9 +47,15 @@ def charts(
 ) -> Section:
     """Line charts over the steps of one stage; `rows` have `step` and any of the series' keys."""
     return {
-        "id": id, "kind": "charts", "title": title, "stage": stage, "x": "step", "charts": specs, "rows": rows,
+        "id": id,
+        "kind": "charts",
+        "title": title,
+        "stage": stage,
+        "x": "step",
+        "charts": specs,
+        "rows": rows,
         "note": note,
-    }  # fmt: skip
+    }
 
 
 def intervals(
@@ -52,9 +64,16 @@ def intervals(
     """Values with confidence intervals; `labels` name the columns of value, interval and n."""
     value_label, interval_label, n_label = labels
     return {
-        "id": id, "kind": "intervals", "title": title, "unit": unit, "value_label": value_label,
-        "interval_label": interval_label, "n_label": n_label, "rows": rows, **options,
-    }  # fmt: skip
+        "id": id,
+        "kind": "intervals",
+        "title": title,
+        "unit": unit,
+        "value_label": value_label,
+        "interval_label": interval_label,
+        "n_label": n_label,
+        "rows": rows,
+        **options,
+    }
 
 
 def pairs(id: str, title: str, items: list[dict[str, Any]], note: str | None = None) -> Section:
@@ -80,5 +99,5 @@ def missing(run: Run, stage: str, title: str) -> Section:
     """The empty section of an artifact that is not there: still being made, or not begun."""
     if run.stage(stage).state == "running":
         return empty(stage, title, f"The stage {stage} is running; what it finds shows here when it is done.")
-    command = f"gristmill run {run.directory}/recipe.yaml --run {run.directory} --until {stage}"
+    command = f"gristmill run {run.directory} --until {stage}"
     return empty(stage, title, f"No artifact {stage} in this run yet. This makes it:", command)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import Run, as_dict, as_number
+from .files import Run, as_dict, as_number, total
 from .state import RunState, StageState
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure of the rail: from `stage`'s manifest, the first of `keys` that is there (`a.b` reaches into `a`)."""
+    """A figure of the rail: from `stage`'s manifest, the first of `keys` that is there."""
 
     stage: str
     keys: tuple[str, ...]
@@ -39,8 +39,7 @@ RAIL = (
         ("collected",),
         (
             Headline("collected", ("documents",), "documents", "count"),
-            Headline("collected", ("bytes", "text_bytes"), "of text", "bytes"),
-            Headline("collected", ("sources",), "sources", "count"),
+            Headline("collected", ("bytes",), "of text", "bytes"),
         ),
     ),
     Block(
@@ -49,9 +48,9 @@ RAIL = (
         "duplicates, noise and private data taken out, domains weighed",
         ("corpus",),
         (
-            Headline("corpus", ("kept", "documents"), "kept", "count"),
+            Headline("corpus", ("documents",), "kept", "count"),
             Headline("corpus", ("removed",), "removed", "count"),
-            Headline("corpus", ("bytes", "text_bytes"), "of text", "bytes"),
+            Headline("corpus", ("bytes",), "of text", "bytes"),
         ),
     ),
     Block(
@@ -114,7 +113,9 @@ def snapshot(run: Run | Path) -> dict[str, Any]:
     """The whole rail of a run, JSON-ready. Everything a run may lack is None or empty here, never an error."""
     run = run if isinstance(run, Run) else Run(run)
     state = run.state()
-    parts = {stage: _part(run, state.stage(stage), stage) for stage in STAGES}
+    if state.state == "running" and run.abandoned():
+        state.state = "stopped"
+    parts = {stage: _part(run, state.stage(stage), stage, state.state == "stopped") for stage in STAGES}
     return {
         "run": {
             "name": run.directory.resolve().name,
@@ -143,10 +144,10 @@ def _run_state(state: RunState, parts: dict[str, dict[str, Any]]) -> str:
     return state.state
 
 
-def _part(run: Run, stage: StageState, name: str) -> dict[str, Any]:
+def _part(run: Run, stage: StageState, name: str, stopped: bool) -> dict[str, Any]:
     """One artifact's state. The log says whether it is being made, the disk whether it is there."""
     manifest = run.manifest(name)
-    state = stage.state
+    state = "stopped" if stage.state == "running" and stopped else stage.state
     if state in ("done", "fresh") and manifest is None:
         state = "waiting"  # it was removed since
     elif state == "waiting" and manifest is not None:
@@ -167,13 +168,14 @@ def _progress(stage: StageState) -> dict[str, Any] | None:
     if not stage.progress or not stage.total:
         return None
     done, rate = stage.progress[-1][1], stage.rate()
+    known = not stage.open_ended
     return {
         "done": done,
-        "total": stage.total,
+        "total": stage.total if known else None,
         "unit": stage.unit,
-        "fraction": min(1.0, max(0.0, done / stage.total)),
+        "fraction": min(1.0, max(0.0, done / stage.total)) if known else None,
         "rate": rate,
-        "seconds_left": max(0.0, stage.total - done) / rate if rate else None,
+        "seconds_left": max(0.0, stage.total - done) / rate if rate and known else None,
     }
 
 
@@ -200,10 +202,13 @@ def _block_dict(block: Block, state: str, parts: list[dict[str, Any]], figures: 
 
 
 def combined_state(states: list[str]) -> str:
-    """The state of several artifacts together: what runs or failed shows first; some but not all done is partial."""
+    """The state of several artifacts together: what runs or failed shows first; some but not all done, or one cut off
+    halfway, is partial."""
     for loud in ("running", "failed"):
         if loud in states:
             return loud
+    if "stopped" in states:
+        return "partial"
     ready = [state for state in states if state in ("done", "fresh")]
     if not ready:
         return "waiting"
@@ -223,18 +228,17 @@ def _headlines(run: Run, block: Block, parts: list[dict[str, Any]]) -> list[dict
 
 
 def _live_figures(block: Block, state: RunState, block_state: str) -> list[dict[str, Any]]:
-    """The last loss of a stage that is training right now."""
+    """The last losses of a stage that is training right now."""
     if block_state != "running":
         return []
+    latest: dict[str, float] = {}
     for name in block.stages:
         stage = state.stage(name)
-        if stage.state == "running" and stage.metrics:
-            step, values = max(stage.metrics.items())
-            return [
-                {"label": "step", "value": step, "unit": "count"},
-                *({"label": key, "value": values[key], "unit": "number"} for key in ("loss",) if key in values),
-            ]
-    return []
+        if stage.state == "running":
+            for step in sorted(stage.metrics):
+                latest |= stage.metrics[step]
+    wanted = (("loss", "loss"), ("validation_bits_per_byte", "bits per byte"), ("margin_accuracy", "margin accuracy"))
+    return [{"label": label, "value": latest[key], "unit": "number"} for key, label in wanted if key in latest]
 
 
 def _shape_figures(run: Run) -> list[dict[str, Any]]:
@@ -250,10 +254,9 @@ def _shape_figures(run: Run) -> list[dict[str, Any]]:
 
 
 def _first(figures: dict[str, Any], keys: tuple[str, ...]) -> float | int | None:
+    """The first figure that is there; of one given by reason or domain, the sum."""
     for key in keys:
-        value: Any = figures
-        for part in key.split("."):
-            value = as_dict(value).get(part)
-        if as_number(value) is not None:
-            return as_number(value)
+        value = total(figures.get(key))
+        if value is not None:
+            return value
     return None

@@ -22,6 +22,7 @@ class StageState:
     error: str | None = None
     unit: str | None = None
     total: float | None = None
+    open_ended: bool = False  # the total moves with what is done, so it says nothing of what is left
     progress: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=PROGRESS_WINDOW))  # (time, done)
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # step -> its quantities
     samples: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT_SAMPLES))
@@ -127,6 +128,9 @@ class RunState:
             return
         if unit != stage.unit or (stage.progress and done < stage.progress[-1][1]):  # the next part counts anew
             stage.progress.clear()
+            stage.open_ended = False
+        elif total != stage.total:
+            stage.open_ended = True
         stage.unit, stage.total = unit, total
         stage.progress.append((self.last_event or 0.0, done))
 
@@ -135,7 +139,9 @@ class RunState:
         if not isinstance(step, int):
             return
         skipped = ("seq", "time", "stage", "type", "step")
-        values = {key: float(value) for key, value in event.items() if key not in skipped and _number(value) is not None}
+        values = {
+            key: float(value) for key, value in event.items() if key not in skipped and _number(value) is not None
+        }
         # A resumed stage computes the steps after its checkpoint again: the later line holds.
         stage.metrics[step] = {**values, "time": self.last_event or 0.0}
 

@@ -15,7 +15,6 @@ from ..engine.sampling import PromptTooLong, RequestError
 from ..errors import GristmillError
 
 RETRY_AFTER_SECONDS = "1"
-TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
@@ -27,8 +26,13 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        kind = TYPES.get(self.status, "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        message = self.message.encode(
+            "utf-8", "replace"
+        ).decode()  # it may quote half a surrogate pair from the request
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -67,11 +71,11 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
 
 async def _answer_validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return await _answer(request, ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}"))
-    param = _param(first["loc"][1:])
-    message = f"{param}: {first['msg']}" if param else "the body must be a JSON object, sent as application/json"
+    found = max(error.errors(), key=lambda entry: len(entry["loc"]))  # of a union's failures the one that got furthest
+    if found["type"] == "json_invalid":
+        return await _answer(request, ApiError(400, f"the body is not valid JSON: {found['ctx']['error']}"))
+    param = _param(found["loc"][1:])
+    message = f"{param}: {found['msg']}" if param else "the body must be a JSON object, sent as application/json"
     return await _answer(request, ApiError(400, message, param, "invalid_type"))
 
 
@@ -79,6 +83,11 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path}"
     return await _answer(request, ApiError(error.status_code, f"{where}: {error.detail}"))
+
+
+def _well_formed(text: str) -> str:
+    """Text from a request may hold half a surrogate pair, which no answer can be written with."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _param(location: tuple[int | str, ...]) -> str | None:

@@ -14,7 +14,7 @@ from ..engine.request import StepOutput
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FINISHED_REASONS = ("stop", "length", "abort", "error")
-SECONDS = [base * 10.0**exponent for exponent in range(-3, 3) for base in (1, 2.5, 5)]  # 1 ms to 500 s
+SECONDS = [round(base * 10.0**exponent, 6) for exponent in range(-3, 3) for base in (1, 2.5, 5)]  # 1 ms to 500 s
 
 
 class Histogram:

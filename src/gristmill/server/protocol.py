@@ -90,7 +90,9 @@ class GenerationRequest(BaseModel):
         if not 1 <= count <= MAX_CHOICES:
             raise ApiError(400, f"n is {count}; it must be 1 to {MAX_CHOICES}", "n", "invalid_value")
         if isinstance(self.stop, list) and len(self.stop) > MAX_STOP_STRINGS:
-            raise ApiError(400, f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS}", "stop", "invalid_value")
+            raise ApiError(
+                400, f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS}", "stop", "invalid_value"
+            )
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options needs stream to be true", "stream_options", "invalid_value")
         params = SamplingParams(
@@ -152,7 +154,9 @@ class ChatRequest(GenerationRequest):
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
-        return self.params_per_choice(room if limit is None else limit, (self.top_logprobs or 0) if self.logprobs else None)
+        return self.params_per_choice(
+            room if limit is None else limit, (self.top_logprobs or 0) if self.logprobs else None
+        )
 
 
 TokenIds = list[int]
@@ -161,7 +165,9 @@ TokenIds = list[int]
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | TokenIds | list[TokenIds] = Field(description="A text, texts, token ids, or lists of ids.")
+    prompt: str | list[str] | TokenIds | list[TokenIds] = Field(
+        description="A text, texts, token ids, or lists of ids."
+    )
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
         default=None, description="Log probabilities of each token and of this many likeliest."
     )
@@ -173,8 +179,8 @@ class CompletionRequest(GenerationRequest):
         if not self.prompt:
             raise ApiError(400, "prompt is empty", "prompt", "invalid_value")
         if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]  # the union's third case
-        return self.prompt  # type: ignore[return-value]
+            return [self.prompt]
+        return self.prompt
 
     def params(self) -> list[SamplingParams]:
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens

@@ -57,7 +57,12 @@ class GGUFFile:
     def get(self, key: str, default: Any = None) -> Any:
         """A metadata value as Python's own type, or `default` where the file lacks the key."""
         field = self.fields.get(key)
-        return default if field is None else field.contents()
+        if field is None:
+            return default
+        try:
+            return field.contents()
+        except UnicodeDecodeError as error:
+            raise GristmillError(f"{self.path}: metadata key {key} is damaged ({error.reason})") from None
 
     def require(self, key: str) -> Any:
         if key not in self.fields:
@@ -126,6 +131,9 @@ def gguf_config(source: GGUFFile) -> ModelConfig:
     hidden, heads = source.require("llama.embedding_length"), source.require("llama.attention.head_count")
     if not isinstance(heads, int) or heads < 1:
         raise GristmillError(f"{source.path}: llama.attention.head_count must be one number above 0, not {heads!r}")
+    blocks = source.require("llama.block_count")
+    if blocks > len(source.tensors):
+        raise GristmillError(f"{source.path}: llama.block_count {blocks} is more than the {len(source.tensors)} tensors")
     head_dim = source.get("llama.attention.key_length", hidden // heads)
     for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
         if source.get(key, head_dim) != head_dim:
@@ -134,7 +142,7 @@ def gguf_config(source: GGUFFile) -> ModelConfig:
         return ModelConfig(
             vocab_size=source.shape("token_embd.weight")[0],
             hidden_size=hidden,
-            num_layers=source.require("llama.block_count"),
+            num_layers=blocks,
             num_heads=heads,
             num_kv_heads=source.get("llama.attention.head_count_kv", heads),
             head_dim=head_dim,

@@ -29,6 +29,11 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32, device: tor
     settings = read_settings(directory)
     config = decoder_config(settings, directory / CONFIG)
     files = TensorFiles(directory)
+    if config.num_layers > len(files.names()):  # before a table of that length is made
+        raise GristmillError(
+            f"{directory / CONFIG}: num_hidden_layers = {config.num_layers}, but the weights hold "
+            f"{len(files.names())} tensors"
+        )
     quantization = settings.get("quantization_config")
     if quantization is not None:
         compressed.check_settings(quantization, directory / CONFIG)

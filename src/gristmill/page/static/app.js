@@ -9,7 +9,8 @@ import { Sections } from "./sections.js";
 const RUN_MS = 1000; // the rail is read again at most this often while events come in
 const PANEL_MS = 3000; // and an open panel of a running stage
 const STRUCTURAL = new Set(["run_started", "run_finished", "run_failed", "stage_started", "stage_skipped", "stage_finished", "stage_failed"]);
-const STATES = { empty: "not started", running: "running", finished: "finished", failed: "failed" };
+const QUIET_SECONDS = 30; // without an event: look whether the run is still there
+const STATES = { empty: "not started", running: "running", finished: "finished", failed: "failed", stopped: "stopped before its end" };
 
 const root = document.documentElement;
 const text = (id, value) => { document.getElementById(id).textContent = value; };
@@ -69,7 +70,7 @@ class Page {
     if (event.type === "metric") for (const sections of this.panels.values()) sections.push(event.stage, event);
     this.refreshRun();
     if (STRUCTURAL.has(event.type)) this.#everything();
-    else if (event.type === "sample" || event.type === "note") this.refreshPanels();
+    else if (event.type !== "progress") this.refreshPanels();
   }
 
   #everything() {
@@ -129,8 +130,12 @@ class Page {
     if (run.state === "running" && !this.context.paused()) {
       parts.push(`for ${duration(Math.max(0, now - run.started))}`);
       const quiet = now - run.last_event;
-      if (quiet > 30) parts.push(`· nothing heard for ${duration(quiet)}: busy, or no longer there`);
+      if (quiet > QUIET_SECONDS) {
+        parts.push(`· last heard of ${duration(quiet)} ago`);
+        if (Math.floor(quiet) % QUIET_SECONDS === 0) this.refreshRun();
+      }
     } else if (run.state === "finished" && run.seconds) parts.push(`in ${duration(run.seconds)}`);
+    else if (run.state === "stopped") parts.push("· run it again to go on from there");
     if (!this.context.paused()) this.rail.tick(now);
     return text("run-status", parts.join(" "));
   }

@@ -1,7 +1,7 @@
 // A line chart in SVG, with its numbers as a table beside it. Redrawn as points arrive; at most a few times a second.
 
 import { h, svg, throttle } from "./dom.js";
-import { format, number } from "./format.js";
+import { compact, format, number } from "./format.js";
 
 const HEIGHT = 200;
 const MARGIN = { left: 56, right: 14, top: 10, bottom: 30 };
@@ -85,11 +85,11 @@ export class Chart {
     for (const tick of ticks) {
       picture.append(
         svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick), class: "grid" }),
-        svg("text", { x: MARGIN.left - 8, y: y(tick) + 4, class: "tick end" }, number(tick)),
+        svg("text", { x: MARGIN.left - 8, y: y(tick) + 4, class: "tick end" }, compact(tick)),
       );
     }
     for (const tick of niceTicks(...xs, Math.min(6, Math.floor(width / 90))).filter((t) => t >= xs[0] && t <= xs[1])) {
-      picture.append(svg("text", { x: this.x(tick), y: HEIGHT - 10, class: "tick middle" }, number(tick)));
+      picture.append(svg("text", { x: this.x(tick), y: HEIGHT - 10, class: "tick middle" }, compact(tick)));
     }
     lines.forEach((points, i) => picture.append(...drawLine(points, i, this.x, y)));
     this.rule = svg("line", { y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom, class: "cursor", visibility: "hidden" });

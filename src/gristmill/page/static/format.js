@@ -22,8 +22,13 @@ export function number(value) {
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e15) return whole.format(value);
   if (size >= 1000) return whole.format(value);
-  if (size !== 0 && size < 0.001) return value.toExponential(2).replace("-", "−");
+  if (size !== 0 && size < 0.001) return value.toExponential(2).replace(/\.?0+e/, "e").replace(/-/g, "−");
   return String(Number(value.toPrecision(4))).replace("-", "−");
+}
+
+/** For the axes of a chart, where room is short. */
+export function compact(value) {
+  return Math.abs(value) >= 10_000 ? short.format(value).replace("-", "−") : number(value);
 }
 
 /** Decimal units: 1 MB is a million bytes. */

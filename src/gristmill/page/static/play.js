@@ -37,7 +37,7 @@ export function playSection(section) {
   };
   input.addEventListener("input", throttle(ask, 200));
   ask();
-  return h("div", { class: "play" }, h("label", { for: input.id }, "Your own text"), input, shown, count, twin, searchBox());
+  return h("div", { class: "play" }, h("div", {}, h("label", { for: input.id }, "Your own text"), input, shown, count, twin), searchBox());
 }
 
 function ids(piece) {
@@ -64,7 +64,7 @@ function searchBox() {
   more.addEventListener("click", () => safely(next));
   safely(0);
   const head = ["id", "text", "bytes"].map((name, i) => h("th", { scope: "col", class: i === 1 ? null : "num" }, name));
-  return h("div", { class: "vocabulary" }, h("h4", {}, "Vocabulary"), h("label", { for: query.id }, "Search by text or id"), query,
+  return h("div", { class: "vocabulary" }, h("label", { for: query.id }, "Search the vocabulary, by text or id"), query,
     h("div", { class: "scroll tall" }, h("table", {}, h("thead", {}, h("tr", {}, head)), body)), h("p", {}, more), status);
 }
 

@@ -62,6 +62,7 @@ class Row {
     this.left = h("span", { class: "left" });
     this.track = h("span", { class: "track", hidden: true }, this.meter, this.left);
     this.meter.append(this.bar);
+    this.problem = h("span", { class: "problem", hidden: true });
     this.button = h(
       "button",
       { type: "button", id: `stage-${block.key}`, class: "stage", "aria-expanded": "false", "aria-controls": `panel-${block.key}` },
@@ -75,6 +76,7 @@ class Row {
       this.figures,
       this.state,
       this.track,
+      this.problem,
     );
     this.panel = h("div", { id: `panel-${block.key}`, class: "panel", role: "region", "aria-labelledby": this.button.id, hidden: true });
     this.item = h("li", { class: "row" }, h("h2", {}, this.button), this.panel);
@@ -107,9 +109,13 @@ class Row {
     const progress = running?.progress;
     this.track.hidden = !progress;
     if (progress) {
-      this.bar.style.width = `${100 * progress.fraction}%`;
+      this.meter.hidden = progress.fraction === null;
+      this.bar.style.width = `${100 * (progress.fraction ?? 0)}%`;
       this.left.textContent = progressText(progress);
     }
+    const failed = block.parts.find((part) => part.error);
+    this.problem.hidden = !failed;
+    this.problem.textContent = failed ? `${failed.name}: ${failed.error}` : "";
     this.tick(Date.now() / 1000);
   }
 
@@ -123,8 +129,9 @@ class Row {
 }
 
 function progressText(progress) {
-  const share = `${format(progress.done, "count")} of ${format(progress.total, "count")} ${progress.unit}`;
-  const rate = progress.rate ? `, ${format(progress.rate)}/s` : "";
+  const of = progress.total === null ? "" : ` of ${format(progress.total, "count")}`;
+  const share = `${format(progress.done, "count")}${of} ${progress.unit}`;
+  const rate = progress.rate ? `, ${format(Number(progress.rate.toPrecision(3)))}/s` : "";
   const left = progress.seconds_left === null ? "" : `, ${duration(progress.seconds_left)} left`;
   return share + rate + left;
 }

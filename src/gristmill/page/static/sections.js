@@ -13,6 +13,9 @@ const BUILDERS = {
   chat: chatSection,
 };
 
+// These take the panel's whole width; the others stand side by side where there is room.
+const WIDE = new Set(["documents", "pairs", "charts", "image", "lines", "play", "chat"]);
+
 /** The sections shown in one panel element. */
 export class Sections {
   constructor(panel, context) {
@@ -55,7 +58,7 @@ export class Sections {
     const content = body.content ?? body;
     const node = h(
       "section",
-      { class: `section ${section.kind}${section.wide === false ? "" : " wide"}`, "data-id": section.id },
+      { class: `section kind-${section.kind}${WIDE.has(section.kind) || section.wide ? " wide" : ""}`, "data-id": section.id },
       h("h3", {}, section.title),
       content,
       section.note ? h("p", { class: "note" }, section.note) : null,
@@ -77,22 +80,24 @@ function figures(section) {
 function table(section) {
   const columns = section.columns;
   const largest = columns.map((column, i) => (column.bar ? Math.max(...section.rows.map((row) => row[i] ?? 0), 0) : 0));
-  const head = h("thead", {}, h("tr", {}, columns.map((column) => h("th", { scope: "col", class: numeric(column) }, column.label))));
+  const head = h("thead", {}, h("tr", {}, columns.map((column) => h("th", { scope: "col", class: classes(column) }, column.label))));
   const rows = section.rows.map((row) => h("tr", {}, row.map((value, i) => cell(value, columns[i], i, largest[i]))));
   return h("div", { class: "scroll" }, h("table", {}, head, h("tbody", {}, rows)));
 }
 
-function numeric(column) {
-  return column.unit && column.unit !== "text" && column.unit !== "code" ? "num" : null;
+function classes(column) {
+  const numeric = column.unit && column.unit !== "text" && column.unit !== "code";
+  return [numeric ? "num" : "", column.bar ? "with-bar" : ""].join(" ").trim() || null;
 }
 
 function cell(value, column, index, largest) {
-  const attributes = { class: numeric(column), ...(typeof value === "number" ? exact(value, column.unit) : {}) };
+  const attributes = { class: classes(column), ...exact(value, column.unit) };
   const text = column.unit === "code" ? h("code", {}, String(value ?? "–")) : format(value, column.unit);
   if (index === 0) return h("th", { scope: "row", ...attributes }, text);
-  if (!largest) return h("td", attributes, text);
-  const bar = svg("svg", { class: "cell-bar", viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" }, svg("rect", { width: 100 * ((value ?? 0) / largest), height: 6 }));
-  return h("td", attributes, text, bar);
+  if (!column.bar) return h("td", attributes, text);
+  const length = largest ? 100 * ((value ?? 0) / largest) : 0;
+  const bar = svg("svg", { viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" }, svg("rect", { width: length, height: 6 }));
+  return h("td", attributes, h("span", { class: "measure" }, text, bar));
 }
 
 function exact(value, unit) {
@@ -117,8 +122,12 @@ function intervals(section) {
 
 function documents(section) {
   const items = section.items.map((item) => {
-    const more = item.characters > item.text.length ? h("p", { class: "note" }, `The first ${format(item.text.length, "count")} of ${format(item.characters, "count")} characters.`) : null;
-    return h("details", {}, h("summary", {}, h("b", {}, item.label), " ", h("span", { class: "meta" }, item.meta)), h("pre", { class: "text", tabindex: "0" }, item.text), more);
+    const cut = item.characters > item.text.length;
+    const shown = cut ? `The first ${format(item.text.length, "count")} of ${format(item.characters, "count")} characters. ` : "";
+    const opening = item.text.slice(0, 200).replace(/\s+/g, " ");
+    return h("details", {},
+      h("summary", {}, h("b", {}, item.label), h("span", { class: "opening" }, opening)),
+      h("p", { class: "meta" }, item.meta), h("pre", { class: "text", tabindex: "0" }, item.text), shown ? h("p", { class: "note" }, shown) : null);
   });
   return h("div", { class: "documents" }, items);
 }

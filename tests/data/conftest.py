@@ -1,0 +1,74 @@
+"""Small helpers for the data room's tests: a stage's run, a table of documents, random prose."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gristmill.artifact import StageRun
+from gristmill.data.schema import DOCUMENTS, Document, DocumentWriter
+from gristmill.events import StageLog
+
+
+@pytest.fixture
+def stage_run(tmp_path: Path) -> Callable[..., StageRun]:
+    """Makes a StageRun in a fresh directory, or in a named one again."""
+
+    def make(name: str = "out", **inputs: Path) -> StageRun:
+        out = tmp_path / name
+        (out / "_scratch").mkdir(parents=True, exist_ok=True)
+        return StageRun(out=out, scratch=out / "_scratch", inputs=inputs, seed=0, log=StageLog.silent())
+
+    return make
+
+
+@pytest.fixture
+def collected(tmp_path: Path) -> Callable[[list[Document]], Path]:
+    """Writes documents as an artifact `collected` would hold them."""
+
+    def write(documents: list[Document]) -> Path:
+        directory = tmp_path / "collected"
+        with DocumentWriter(directory / "documents", DOCUMENTS) as writer:
+            for document in documents:
+                writer.add(len(document.text.encode()), id=document.id, **document._asdict())
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def prose() -> Callable[..., str]:
+    """`prose(seed, words)`: sentences of made-up words and stop words that pass the quality rules."""
+
+    def make(seed: int, words: int = 200, vocabulary: int = 4000) -> str:
+        source = random.Random(seed)
+        parts, sentence = [], []
+        for _ in range(words):
+            if source.random() < 0.3:
+                sentence.append(source.choice(["the", "of", "and", "to", "with", "that", "have", "be"]))
+            else:
+                number = source.randrange(vocabulary)
+                sentence.append(hashlib.md5(str(number).encode()).hexdigest().translate(_LETTERS)[:6])
+            if len(sentence) >= 12:
+                parts.append(" ".join(sentence) + ".")
+                sentence = []
+        parts.append(" ".join([*sentence, "end."]))
+        return "\n".join(parts)
+
+    return make
+
+
+_LETTERS = str.maketrans("0123456789", "ghijklmnop")
+
+
+def tree(directory: Path) -> dict[str, str]:
+    """Relative path -> sha256 of every file that would become part of the artifact."""
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and "_scratch" not in path.parts
+    }

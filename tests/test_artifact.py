@@ -1,0 +1,113 @@
+import json
+import os
+
+import pytest
+from pydantic import BaseModel
+
+from gristmill.artifact import SCRATCH, StageRun, artifact_hash, build, read_manifest, verify
+from gristmill.errors import GristmillError
+from gristmill.events import StageLog
+
+
+class Config(BaseModel):
+    text: str = "hello"
+
+
+def write_stage(config: Config, run: StageRun) -> dict[str, float]:
+    (run.out / "text.txt").write_text(config.text)
+    (run.out / "deep").mkdir(exist_ok=True)
+    (run.out / "deep" / "more.txt").write_text("more")
+    return {"letters": len(config.text)}
+
+
+def make(target, function=write_stage, config=None, inputs=None, fingerprint="f"):
+    return build(
+        target,
+        kind="report",
+        stage="demo",
+        function=function,
+        config=config or Config(),
+        inputs=inputs or {},
+        seed=1,
+        fingerprint=fingerprint,
+        log=StageLog.silent("demo"),
+    )
+
+
+def test_build_seals_what_the_stage_left(tmp_path):
+    manifest = make(tmp_path / "demo")
+    assert set(manifest.files) == {"text.txt", "deep/more.txt"}
+    assert manifest.figures == {"letters": 5}
+    assert read_manifest(tmp_path / "demo") == manifest
+    assert verify(tmp_path / "demo").hash == manifest.hash
+    assert sorted(os.listdir(tmp_path)) == ["demo"], "nothing half-written stays beside the artifact"
+
+
+def test_hash_covers_files_parents_config_and_kind_only(tmp_path):
+    first, second = make(tmp_path / "a"), make(tmp_path / "b", fingerprint="another")
+    assert first.hash == second.hash
+    assert first.seconds >= 0
+    assert make(tmp_path / "c", config=Config(text="other")).hash != first.hash
+    child = make(tmp_path / "d", inputs={"a": tmp_path / "a"})
+    assert child.parents == {"a": first.hash}
+    assert child.hash != first.hash
+    assert artifact_hash("model", first.files, first.parents, first.config) != first.hash
+
+
+def test_a_failing_stage_leaves_the_old_artifact_and_its_own_scratch(tmp_path):
+    old = make(tmp_path / "demo")
+
+    def fail(config, run):
+        (run.scratch / "half").write_text("work")
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "demo", fail, fingerprint="g")
+    assert read_manifest(tmp_path / "demo").hash == old.hash
+    seen = []
+
+    def resume(config, run):
+        seen.append((run.scratch / "half").exists())
+        return write_stage(config, run)
+
+    make(tmp_path / "demo", resume, fingerprint="g")
+    make(tmp_path / "other", resume, fingerprint="h")
+    assert seen == [True, False]
+    assert not (tmp_path / "demo" / SCRATCH).exists()
+
+
+def test_work_under_another_fingerprint_is_thrown_away(tmp_path):
+    def fail(config, run):
+        (run.out / "stale.txt").write_text("stale")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "demo", fail, fingerprint="old")
+    manifest = make(tmp_path / "demo", fingerprint="new")
+    assert "stale.txt" not in manifest.files
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: (d / "text.txt").write_text("hullo"), "text.txt is corrupt"),
+        (lambda d: (d / "text.txt").unlink(), "text.txt is missing"),
+        (lambda d: (d / "extra.txt").write_text("x"), "extra.txt is not listed"),
+        (lambda d: (d / "manifest.json").write_text("{"), "manifest.json is corrupt"),
+        (lambda d: (d / "manifest.json").unlink(), "holds no manifest.json"),
+        (lambda d: _edit(d, lambda m: m["config"].update(text="changed")), "was changed"),
+        (lambda d: _edit(d, lambda m: m.update(format_version=99)), "format version 99"),
+    ],
+)
+def test_verify_names_the_file_at_fault(tmp_path, damage, said):
+    make(tmp_path / "demo")
+    damage(tmp_path / "demo")
+    with pytest.raises(GristmillError, match=said):
+        verify(tmp_path / "demo")
+
+
+def _edit(directory, change):
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from gristmill.errors import GristmillError
+from gristmill.recipe import dump_recipe, load_recipe
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+BASE = """name: small
+seed: 3
+collected: {}
+corpus: {}
+tokenizer: {vocab_size: 512}
+tokens: {}
+base:
+  model:
+    hidden_size: 32
+    num_layers: 1
+    num_heads: 2
+    num_kv_heads: 1
+    head_dim: 16
+    intermediate_size: 64
+    max_seq_len: 32
+  training:
+    steps: 2
+    batch_size: 2
+    learning_rate: 0.01
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_in_the_repository_is_valid_and_round_trips(path, tmp_path):
+    recipe = load_recipe(path)
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+
+
+def test_set_overrides_values_and_removes_stages(tmp_path):
+    recipe = load_recipe(write(tmp_path, BASE), ["base.training.steps=7", "seed=9", "tokenizer=null"])
+    assert recipe.base.training.steps == 7
+    assert recipe.seed == 9
+    assert recipe.tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        (
+            BASE.replace("steps: 2", "stepps: 2"),
+            [],
+            r"recipe.yaml:17: base.training.stepps: unknown key; did you mean 'steps'",
+        ),
+        (BASE + "sftt: {}\n", [], r"recipe.yaml:20: sftt: unknown key; did you mean 'sft'"),
+        (BASE.replace("steps: 2", "steps: many"), [], r"recipe.yaml:17: base.training.steps: .*integer.*'many'"),
+        (BASE.replace("    steps: 2\n", ""), [], r"recipe.yaml:16: base.training.steps: this key is required"),
+        (
+            BASE.replace("num_kv_heads: 1", "num_kv_heads: 3"),
+            [],
+            r"num_heads \(2\) is not a multiple of num_kv_heads \(3\)",
+        ),
+        (BASE.replace("seed: 3", "seed: [3"), [], r"recipe.yaml:\d+: not valid YAML"),
+        ("- a\n", [], "is not a recipe"),
+        (BASE, ["base.training.step=5"], r"--set: base.training.step: unknown key; did you mean 'steps'"),
+        (BASE, ["base.training"], "expected key.path=value"),
+        (BASE, ["seed.deep=1"], "seed holds no keys"),
+    ],
+)
+def test_errors_name_the_line_the_key_and_the_nearest_known_one(tmp_path, text, overrides, said):
+    with pytest.raises(GristmillError, match=said):
+        load_recipe(write(tmp_path, text), overrides)
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(GristmillError, match="there is no recipe"):
+        load_recipe(tmp_path / "none.yaml")

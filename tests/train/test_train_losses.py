@@ -1,0 +1,52 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gristmill.train import losses
+from gristmill.train.losses import token_logprobs, weighted_cross_entropy
+from gristmill.train.schedule import cosine_with_warmup
+
+
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_chunked_cross_entropy_equals_torchs_with_its_gradients(monkeypatch, chunk):
+    monkeypatch.setattr(losses, "CHUNK_TOKENS", chunk)
+    torch.manual_seed(0)
+    hidden = torch.randn(11, 8, dtype=torch.float64).float().requires_grad_()
+    head = torch.randn(17, 8).requires_grad_()
+    targets = torch.randint(0, 17, (11,))
+    weights = torch.tensor([1.0, 0, 1, 1, 0, 2, 1, 1, 0, 0.5, 1])
+    ours = weighted_cross_entropy(hidden, head, targets, weights)
+    (3 * ours).backward()
+    grads = hidden.grad.clone(), head.grad.clone()
+    hidden.grad = head.grad = None
+    theirs = (F.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
+    (3 * theirs).backward()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(grads[0], hidden.grad)
+    torch.testing.assert_close(grads[1], head.grad)
+
+
+def test_uniform_logits_cost_log_of_the_vocabulary():
+    loss = weighted_cross_entropy(torch.zeros(4, 8), torch.randn(32, 8), torch.arange(4), torch.ones(4))
+    assert loss.item() == pytest.approx(4 * math.log(32), rel=1e-6)
+
+
+def test_token_logprobs_pick_the_targets():
+    logits = torch.randn(2, 3, 5)
+    targets = torch.randint(0, 5, (2, 3))
+    expected = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(2, 3)
+    torch.testing.assert_close(token_logprobs(logits, targets), expected)
+
+
+def test_cosine_schedule_at_its_corners():
+    def at(step):
+        return cosine_with_warmup(step, steps=101, warmup_steps=10, peak=2.0, min_ratio=0.1)
+
+    assert at(0) == pytest.approx(0.2)
+    assert at(9) == pytest.approx(2.0)
+    assert at(10) == pytest.approx(2.0)
+    assert at(55) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    assert at(100) == pytest.approx(0.2)
+    assert all(at(step) >= at(step + 1) for step in range(10, 100))
