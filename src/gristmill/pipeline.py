@@ -237,6 +237,12 @@ def _run_stage(stage: Stage, recipe: Recipe, directory: Path, log: EventLog) -> 
     target = artifact_dir(directory, stage.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     inputs = _inputs(stage, recipe, directory)
+    for name, path in inputs.items():
+        if not path.exists():
+            raise GristmillError(
+                f"stage {stage.name!r} needs the artifact {path}, which is not there: run stage {name!r} first, or the "
+                f"recipe without --from"
+            )
     expected = fingerprint(stage, recipe, directory)
     if target.exists():
         manifest = read_manifest(target)

@@ -67,7 +67,9 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
         raise GristmillError(f"{path} is not a recipe: it must be a mapping with the key 'name'")
     overridden = [_override(data, item) for item in overrides]
     try:
-        return Recipe.model_validate(data)
+        checked = Recipe.model_validate(data)
+        # Once more with every default spelled out, so that a recipe and its resolved copy are the same to the bit.
+        return Recipe.model_validate(checked.model_dump(mode="json"))
     except ValidationError as error:
         raise GristmillError(_first_error(error, path, lines, overridden)) from None
 

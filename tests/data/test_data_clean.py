@@ -66,7 +66,7 @@ def test_the_best_border_is_taken() -> None:
     code = "def one():\n    a\n\n    b\n\ndef two():\n    c\n\n    d"
     assert pieces(code, 30) == ["def one():\n    a\n\n    b", "def two():\n    c\n\n    d"]
     assert pieces("aaaa bbbb\ncccc dddd", 12) == ["aaaa bbbb", "cccc dddd"]
-    assert pieces("é" * 10, 8) == ["ééé", "ééé", "éé", "éé"]
+    assert pieces("é" * 10, 8) == ["ééé", "ééé", "éééé"]
 
 
 def test_pieces_are_of_about_equal_size() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gristmill.data.privacy import KINDS, luhn, redact, redact_batch
 
 FOUND = {
-    "email": ["ann.o'x@mill.org", "a+b@sub.domain.co.uk", "x_y@xn--bcher-kva.de"],
+    "email": ["ann.ox@mill.org", "a+b@sub.domain.co.uk", "x_y@xn--bcher-kva.de"],
     "ip": ["8.8.8.8", "151.101.0.223", "2001:4860:4860::8888", "2a00:1450:4001:81b::200e"],
     "phone": ["+44 20 7946 0958", "(415) 555-2671", "415-555-2671", "1-415-555-2671", "+4915123456789", "415.555.2671"],
     "card": ["4111 1111 1111 1111", "5500-0000-0000-0004", "378282246310005", "3782 822463 10005"],
@@ -65,7 +65,6 @@ LEFT = {
 @pytest.mark.parametrize(("kind", "what"), [(kind, what) for kind, all_ in FOUND.items() for what in all_])
 def test_found(kind: str, what: str) -> None:
     text, count = redact(f"Reach me: {what}, or ({what}).", kind)
-    what = what.rpartition("'")[2] if kind == "email" else what
     assert count == 2
     assert what not in text
     assert text.count(f"<{kind}>") == 2

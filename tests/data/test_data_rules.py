@@ -81,7 +81,7 @@ ROWS = "\n".join(f"row {i} w{i * 7} x{i * i} y{i * 3} z{i * 11}" for i in range(
         ("max_duplicate_paragraphs", "\n\n".join(["x"] * 4 + [ROWS[i : i + 90] for i in (0, 90, 180)])),
         ("max_duplicate_line_characters", "\n".join(["a long line that is here again"] * 2 + ["b", "c", "d"])),
         ("max_top_ngram_2", " ".join(f"grist mill w{i}" for i in range(30))),
-        ("max_duplicate_ngrams_5", (ROWS[:400] + " and then " + ROWS[:400] + ROWS[400:]).replace("\n", " ")),
+        ("max_duplicate_ngrams_5", (ROWS[:700] + " and then " + ROWS[:700] + ROWS[700:]).replace("\n", " ")),
     ],
 )
 def test_gopher_repetition(rule: str, text: str) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_model import make_model, make_tokenizer
+from engine_fixtures import make_model, make_tokenizer
 
 torch.set_num_threads(1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_model import greedy_by_full_forward, make_model
+from engine_fixtures import greedy_by_full_forward, make_model
 
 from gristmill.engine.config import EngineConfig
 from gristmill.engine.engine import Engine

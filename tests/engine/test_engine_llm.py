@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from tiny_model import greedy_by_full_forward, make_model
+from engine_fixtures import greedy_by_full_forward, make_model
 
 from gristmill.engine.llm import LLM
 from gristmill.engine.sampling import RequestError, SamplingParams

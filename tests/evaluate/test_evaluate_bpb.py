@@ -149,3 +149,6 @@ def test_domain_tokens_takes_documents_in_order_and_cuts_the_last() -> None:
         ids, starts = domain_tokens(store, "web", limit)  # type: ignore[arg-type]
         assert starts.tolist() == expected
         assert ids.tolist() == list(range(expected[-1]))
+    ids, starts = domain_tokens(store, "web", 10, max_document_tokens=4)  # type: ignore[arg-type]
+    assert starts.tolist() == [0, 4, 8, 10]
+    assert ids.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]

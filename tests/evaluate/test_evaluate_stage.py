@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +23,14 @@ from gristmill.evaluate.intervals import paired_difference
 from gristmill.evaluate.stage import evaluate
 from gristmill.evaluate.summary import render
 from gristmill.evaluate.tasks import make_tasks
+from gristmill.evaluate.text import ValidationText
 from gristmill.tokenizer.store import TokenStore
 from gristmill.tokenizer.tokenizer import Tokenizer
 from gristmill.weights.load import load_model
 
-CONFIG = EvaluateConfig(tokens_per_domain=210, window=32, stride=16, tasks=20, max_tokens=4, prompt_tokens=5)
+CONFIG = EvaluateConfig(
+    tokens_per_domain=210, tokens_per_document=20, window=32, stride=16, tasks=20, max_tokens=4, prompt_tokens=5
+)
 MakeRun = Callable[..., StageRun]
 
 
@@ -44,7 +48,9 @@ def test_bits_per_byte_and_gzip_are_over_the_same_bytes(small_run: dict[str, Pat
     totals = [0.0, 0]
     everything = b""
     for domain in ("books", "code"):
-        ids = np.asarray(store.tokens("validation", domain)[: CONFIG.tokens_per_domain]).astype(np.int64)
+        tokens, starts = store.tokens("validation", domain), store.offsets("validation", domain)
+        pieces = [tokens[start:end][: CONFIG.tokens_per_document] for start, end in pairwise(starts)]
+        ids = np.concatenate(pieces)[: CONFIG.tokens_per_domain].astype(np.int64)
         expected = bits_per_byte(model, ids, tokenizer.token_bytes, window=32, stride=16)
         found = scores["domains"][domain]
         text = tokenizer.decode(ids.tolist()).encode()
@@ -53,7 +59,7 @@ def test_bits_per_byte_and_gzip_are_over_the_same_bytes(small_run: dict[str, Pat
         assert found["models"]["base"]["value"] == pytest.approx(expected.value, abs=2e-6)
         assert found["bytes"] == len(text) == expected.bytes
         assert found["gzip"] == pytest.approx(8 * len(gzip.compress(text, 9, mtime=0)) / len(text), abs=1e-6)
-    assert len(store.tokens("validation", "books")) > CONFIG.tokens_per_domain  # the limit cut a document
+    assert len(everything) < sum(store.bytes("validation", domain) for domain in ("books", "code"))  # the limits cut
     assert scores["all"]["models"]["base"]["value"] == pytest.approx(totals[0] / totals[1], abs=2e-6)
     assert scores["all"]["gzip"] == pytest.approx(8 * len(gzip.compress(everything, 9, mtime=0)) / totals[1], abs=1e-6)
     assert figures["bits_per_byte_base"] == scores["all"]["models"]["base"]["value"]
@@ -205,3 +211,9 @@ def test_tokens_of_another_corpus_are_refused(small_run: dict[str, Path], stage_
     pq.write_table(table.slice(0, len(table) // 2 + 3), corpus / "part-00000.parquet")
     with pytest.raises(GristmillError, match="packed from another corpus"):
         evaluate(CONFIG, stage_run({**small_run, "corpus": tmp_path / "corpus"}))
+
+
+def test_sums_by_document_leave_out_what_nothing_predicts() -> None:
+    text = ValidationText(np.arange(6), np.array([0, 4, 6]), np.array([2, 3, 0, 1, 0, 5]), b"")
+    assert text.by_document(np.array([100.0, 1.0, 100.0, 2.0, 100.0, 4.0])).tolist() == [3.0, 4.0]
+    assert text.by_document(text.sizes).tolist() == [4, 5]

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tokenizers
+import yaml
 from PIL import Image
 from pydantic import BaseModel
 from safetensors.numpy import save_file
@@ -352,7 +353,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def make_run(directory: Path, stages: tuple[str, ...] = tuple(MAKERS), finish: bool = True) -> Path:
     """Run the stand-in stages in order; with `finish` the log ends as a finished run's does."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / "recipe.yaml", json.dumps({"name": directory.name, "seed": 1, **CONFIGS}))
+    write_text(directory / "recipe.yaml", yaml.safe_dump({"name": directory.name, "seed": 1, **CONFIGS}))
     log = EventLog(directory / "events.jsonl")
     log.emit("run_started", recipe="quickstart", stages=list(MAKERS))
     for stage in stages:

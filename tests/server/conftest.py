@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "engine"))
-from tiny_model import make_model, make_tokenizer
+from engine_fixtures import make_model, make_tokenizer
 
 from gristmill.engine.llm import LLM
 from gristmill.server.app import create_app

@@ -18,7 +18,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tiny_model import make_model, make_tokenizer
+from engine_fixtures import make_model, make_tokenizer
 from gristmill.engine import llm
 directory = Path(sys.argv[2])
 make_tokenizer(directory)

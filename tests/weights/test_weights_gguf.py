@@ -30,9 +30,23 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 # Bytes as GPT-2 spells them: printable ASCII as itself, a space as Ġ, a newline as Ċ.
-TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdehlorwt'0123456789ĠĊ!", "he", "ll", "hell", "hello", "Ġw", "ĠĠ", "12"]
+TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *"abcdehlorwt'0123456789ĠĊ!",
+    "he",
+    "ll",
+    "hell",
+    "hello",
+    "Ġw",
+    "ĠĠ",
+    "12",
+]
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "Ġ Ġ", "1 2"]
-TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+)
 
 
 def gguf_name(name: str) -> str:

@@ -138,6 +138,21 @@ def test_a_tokenizer_that_is_absent_or_too_large_is_named(random_model, tokenize
         save_model(random_model(vocab_size=20), tmp_path, tokenizer_dir)
 
 
+def test_a_save_that_was_killed_leaves_nothing_in_the_next_one(random_model, tokenizer_dir, tmp_path, monkeypatch):
+    def killed(tensors, path, metadata):
+        path.with_name(".tmpX7a").write_bytes(b"half")  # what safetensors leaves behind
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gristmill.weights.hf.save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_model(random_model(), tmp_path / "cut", tokenizer_dir)
+    save_model(random_model(), tmp_path / "cut", tokenizer_dir)
+    save_model(random_model(), tmp_path / "whole", tokenizer_dir)
+    left, expected = ({path.name for path in (tmp_path / name).rglob("*")} for name in ("cut", "whole"))
+    assert left == expected
+
+
 def test_saving_over_the_directory_it_came_from(random_model, tokenizer_dir, tmp_path):
     save_model(random_model(), tmp_path, tokenizer_dir)
     model = load_model(tmp_path)

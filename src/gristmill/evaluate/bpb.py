@@ -97,17 +97,23 @@ def windows(predictions: int, window: int, stride: int) -> list[tuple[int, int, 
     return spans
 
 
-def domain_tokens(store: TokenStore, domain: str, limit_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `limit_tokens` validation tokens of a domain: `(token_ids [N], offsets [documents + 1])`.
+def domain_tokens(
+    store: TokenStore, domain: str, limit_tokens: int, max_document_tokens: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Validation tokens of a domain, at most `limit_tokens`: `(token_ids [N], offsets [documents + 1])`.
 
-    Documents come in file order and whole, but for the last, which is cut where the limit falls. The offsets say
-    where each document's tokens begin, so that a compressor can be given the same bytes.
+    Documents come in file order, each whole or cut after `max_document_tokens`; the last is cut where the limit
+    falls. The offsets say where each one's tokens begin, so that a compressor can be given the same bytes.
     """
-    offsets = store.offsets("validation", domain)
-    end = min(int(offsets[-1]), limit_tokens)
-    documents = int(np.searchsorted(offsets, end, side="left"))
-    token_ids = np.asarray(store.tokens("validation", domain)[:end]).astype(np.int64)
-    return token_ids, np.minimum(offsets[: documents + 1], end).astype(np.int64)
+    starts = store.offsets("validation", domain)
+    lengths = np.diff(starts)
+    if max_document_tokens is not None:
+        lengths = lengths.clip(max=max_document_tokens)
+    offsets = np.concatenate([[0], lengths.cumsum()]).clip(max=limit_tokens).astype(np.int64)
+    offsets = offsets[: int(np.searchsorted(offsets, offsets[-1])) + 1]
+    tokens = store.tokens("validation", domain)
+    pieces = [tokens[start : start + length] for start, length in zip(starts, np.diff(offsets), strict=False)]
+    return np.concatenate([np.empty(0, dtype=np.int64), *pieces]).astype(np.int64), offsets
 
 
 def _bits(model: Decoder, hidden_NC: Tensor, targets_N: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens_per_domain: int = Field(default=8192, gt=1, description="Validation tokens read per domain, in file order.")
+    tokens_per_document: int = Field(
+        default=768, gt=1, description="Most tokens read of one document, so that a domain is more than one of them."
+    )
     window: int = Field(default=256, gt=0, description="Tokens the model sees at once when it reads validation text.")
     stride: int = Field(
         default=128,

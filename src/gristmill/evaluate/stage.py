@@ -43,7 +43,14 @@ def evaluate(config: EvaluateConfig, run: StageRun) -> Figures:
     tasks = make_tasks(config.tasks, config.seed, "heldout")
     checked = check_heldout(tasks, run.inputs)
     texts = {
-        domain: validation_text(run.inputs["corpus"], store, domain, tokenizer.token_bytes, config.tokens_per_domain)
+        domain: validation_text(
+            run.inputs["corpus"],
+            store,
+            domain,
+            tokenizer.token_bytes,
+            config.tokens_per_domain,
+            config.tokens_per_document,
+        )
         for domain in store.domains
     }
     results = {name: _results(name, tasks, texts, tokenizer, config, run) for name in models}

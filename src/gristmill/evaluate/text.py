@@ -31,10 +31,15 @@ class ValidationText:
 
 
 def validation_text(
-    corpus: Path, store: TokenStore, domain: str, token_bytes: np.ndarray, limit_tokens: int
+    corpus: Path,
+    store: TokenStore,
+    domain: str,
+    token_bytes: np.ndarray,
+    limit_tokens: int,
+    max_document_tokens: int | None = None,
 ) -> ValidationText:
-    """The first `limit_tokens` validation tokens of a domain and the bytes of the same documents."""
-    token_ids, offsets = domain_tokens(store, domain, limit_tokens)
+    """Validation tokens of a domain, chosen by `domain_tokens`, and the bytes of the same documents."""
+    token_ids, offsets = domain_tokens(store, domain, limit_tokens, max_document_tokens)
     sizes = token_bytes[token_ids]
     if not sizes[1:].sum():
         raise GristmillError(f"domain {domain!r} has no validation text: raise corpus.validation_fraction")
@@ -44,7 +49,7 @@ def validation_text(
 
 
 def _same_bytes(domain: str, texts: list[str], sizes: np.ndarray, offsets: np.ndarray) -> bytes:
-    """The documents' bytes, the last cut where its tokens were.
+    """The documents' bytes, each cut where its tokens were.
 
     GristmillError where a document and its tokens differ in length: then they come from different corpora.
     """
@@ -57,7 +62,7 @@ def _same_bytes(domain: str, texts: list[str], sizes: np.ndarray, offsets: np.nd
     for number, text in enumerate(texts):
         data = text.encode()
         counted = int(sizes[offsets[number] : offsets[number + 1]].sum())
-        may_be_cut = number == len(texts) - 1
+        may_be_cut = sizes[offsets[number + 1] - 1] > 0  # a whole document ends with <|eos|>, which has no bytes
         if counted > len(data) or (counted < len(data) and not may_be_cut):
             raise GristmillError(
                 f"validation document {number} of domain {domain!r} has {len(data)} bytes in the corpus and {counted} "

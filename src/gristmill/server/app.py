@@ -86,7 +86,7 @@ class Service:
         try:
             async for _, output in generation:
                 if output.error is not None:
-                    raise output.error
+                    raise api_error(output.error) from output.error
         finally:
             generation.abort()
         return JSONResponse(reply.whole(generation.requests, usage_of(generation.requests, choices)))

@@ -133,7 +133,9 @@ def gguf_config(source: GGUFFile) -> ModelConfig:
         raise GristmillError(f"{source.path}: llama.attention.head_count must be one number above 0, not {heads!r}")
     blocks = source.require("llama.block_count")
     if blocks > len(source.tensors):
-        raise GristmillError(f"{source.path}: llama.block_count {blocks} is more than the {len(source.tensors)} tensors")
+        raise GristmillError(
+            f"{source.path}: llama.block_count {blocks} is more than the {len(source.tensors)} tensors"
+        )
     head_dim = source.get("llama.attention.key_length", hidden // heads)
     for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
         if source.get(key, head_dim) != head_dim:

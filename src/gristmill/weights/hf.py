@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,9 +45,20 @@ def write_directory(
     directory.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(tokenizer_dir, directory)
     write_config(directory, config, dtype, special_token_ids(directory, config.vocab_size), **extra_settings)
-    save_file(dict(tensors), directory / WEIGHTS, metadata={"format": "pt"})
+    _write_tensors(tensors, directory / WEIGHTS)
     # safetensors makes the file readable for its owner alone; a model is served by other users too.
     os.chmod(directory / WEIGHTS, stat.S_IMODE((directory / CONFIG).stat().st_mode))
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write the file in a directory beside it and move it into place: safetensors leaves a file of a random name when
+    it is killed, which a resumed stage could not tell from its own."""
+    workplace = path.with_name(f".{path.name}.writing")
+    shutil.rmtree(workplace, ignore_errors=True)
+    workplace.mkdir()
+    save_file(dict(tensors), workplace / path.name, metadata={"format": "pt"})
+    os.replace(workplace / path.name, path)
+    workplace.rmdir()
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

