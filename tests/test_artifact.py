@@ -111,3 +111,44 @@ def _edit(directory, change):
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
+
+
+def test_a_stage_killed_just_before_the_rename_is_only_renamed(tmp_path, monkeypatch):
+    def killed(partial, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("gristmill.artifact._replace", killed)
+        make(tmp_path / "demo")
+    assert (tmp_path / ".demo.partial" / SCRATCH).exists(), "scratch stays until the artifact is whole"
+
+    def never(config, run):
+        raise AssertionError("the work was done")
+
+    manifest = make(tmp_path / "demo", never)
+    assert verify(tmp_path / "demo") == manifest
+    assert sorted(os.listdir(tmp_path)) == ["demo"]
+
+
+def test_files_torn_by_a_kill_are_not_sealed(tmp_path):
+    def torn(config, run):
+        (run.out / ".text.txt.writing").write_text("hal")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "demo", torn)
+    assert ".text.txt.writing" not in make(tmp_path / "demo").files
+
+
+def test_a_manifest_of_a_newer_format_is_not_called_corrupt(tmp_path):
+    make(tmp_path / "demo")
+    _edit(tmp_path / "demo", lambda m: m.update(format_version=2, new_field=1))
+    with pytest.raises(GristmillError, match="format version 2 is not the 1"):
+        read_manifest(tmp_path / "demo")
+
+
+def test_a_manifest_cannot_point_outside_its_artifact(tmp_path):
+    make(tmp_path / "demo")
+    _edit(tmp_path / "demo", lambda m: m["files"].update({"../x": {"sha256": "0", "bytes": 1}}))
+    with pytest.raises(GristmillError, match="outside the artifact"):
+        verify(tmp_path / "demo")

@@ -49,7 +49,9 @@ corpus: {{min_validation_works: 2}}
 tokenizer: {{vocab_size: 400}}
 tokens: {{}}
 base:
-  model: {{hidden_size: 32, num_layers: 2, num_heads: 2, num_kv_heads: 1, head_dim: 16, intermediate_size: 48, max_seq_len: 96}}
+  model:
+    {{hidden_size: 32, num_layers: 2, num_heads: 2, num_kv_heads: 1, head_dim: 16, intermediate_size: 48,
+      max_seq_len: 96}}
   sequence_length: 32
   training: {{steps: 30, batch_size: 4, learning_rate: 0.01, checkpoint_every: 5}}
   validate_every: 15
@@ -61,7 +63,8 @@ sft:
   max_answer_tokens: 4
 int8: {{window: 32, tokens_per_domain: 256}}
 inspect: {{prompt: the king, repeated_tokens: 8, frequent_tokens: 4}}
-evaluation: {{tasks: 20, window: 32, stride: 16, tokens_per_domain: 256, max_tokens: 4, prompts: [the king], prompt_tokens: 4}}
+evaluation:
+  {{tasks: 20, window: 32, stride: 16, tokens_per_domain: 256, max_tokens: 4, prompts: [the king], prompt_tokens: 4}}
 """
     )
     return path

@@ -65,6 +65,8 @@ def test_set_overrides_values_and_removes_stages(tmp_path):
         ),
         (BASE.replace("seed: 3", "seed: [3"), [], r"recipe.yaml:\d+: not valid YAML"),
         ("- a\n", [], "is not a recipe"),
+        (BASE + "seed: 4\n", [], r"recipe.yaml:20: seed: given twice, first on line 2"),
+        (BASE.replace("seed: 3", "seed: 2024-13-45"), [], "not valid YAML"),
         (BASE, ["base.training.step=5"], r"--set: base.training.step: unknown key; did you mean 'steps'"),
         (BASE, ["base.training"], "expected key.path=value"),
         (BASE, ["seed.deep=1"], "seed holds no keys"),

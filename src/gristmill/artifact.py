@@ -99,15 +99,16 @@ def build(
     """
     assert kind in KINDS, kind
     partial = target.parent / f".{target.name}.partial"
-    scratch = partial / SCRATCH
+    finished = _finished(partial, fingerprint)
+    if finished is not None:  # killed between its last file and the rename
+        _replace(partial, target)
+        return finished
     resumed = prepare_partial(partial, fingerprint)
-    scratch.mkdir(exist_ok=True)
+    parents = {name: read_manifest(path).hash for name, path in inputs.items()}
     log.emit("stage_started", fingerprint=fingerprint, resumed=resumed)
     started = time.time()
-    run = StageRun(out=partial, scratch=scratch, inputs=dict(inputs), seed=seed, log=log)
+    run = StageRun(out=partial, scratch=partial / SCRATCH, inputs=dict(inputs), seed=seed, log=log)
     figures = function(config, run)
-    shutil.rmtree(scratch)
-    parents = {name: read_manifest(path).hash for name, path in inputs.items()}
     manifest = _manifest(partial, kind, stage, parents, config, fingerprint, seed, started, figures)
     write_json(partial / MANIFEST, asdict(manifest))
     _replace(partial, target)
@@ -118,8 +119,11 @@ def prepare_partial(partial: Path, fingerprint: str) -> bool:
     """Make the working directory; True if it holds earlier work under the same fingerprint."""
     mark = partial / SCRATCH / "fingerprint"
     if mark.exists() and mark.read_text() == fingerprint:
+        for torn in partial.rglob(".*.writing"):
+            shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
         return True
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.exists():
+        shutil.rmtree(partial)
     mark.parent.mkdir(parents=True)
     write_text(mark, fingerprint)
     return False
@@ -136,15 +140,23 @@ def read_manifest(directory: Path | str) -> Manifest:
     path = Path(directory) / MANIFEST
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["format_version"]
+        if version != FORMAT_VERSION:
+            raise GristmillError(
+                f"{path}: format version {version} is not the {FORMAT_VERSION} that this gristmill "
+                f"({hardware.code_version()}) reads"
+            )
         manifest = Manifest(**data)
-    except FileNotFoundError:
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):
+            raise TypeError("it lists a file outside the artifact")
+        if not all(
+            isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int) for entry in manifest.files.values()
+        ):
+            raise TypeError("a file's entry is malformed")
+    except (FileNotFoundError, NotADirectoryError):
         raise GristmillError(f"{directory} is not an artifact: it holds no {MANIFEST}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise GristmillError(f"{path} is corrupt ({error}); remove {directory} and run its stage again") from None
-    if manifest.format_version != FORMAT_VERSION:
-        raise GristmillError(
-            f"{path}: format version {manifest.format_version} is not the {FORMAT_VERSION} this gristmill reads"
-        )
     return manifest
 
 
@@ -203,7 +215,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, indented and newline-closed, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _manifest(
@@ -238,9 +250,9 @@ def _manifest(
 
 
 def _files(directory: Path) -> list[str]:
-    """Relative paths of an artifact's files but the manifest, sorted."""
-    found = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    return sorted(name for name in found if name != MANIFEST)
+    """Relative paths of an artifact's files but the manifest and what is in scratch, sorted."""
+    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in found if path.parts[0] not in (MANIFEST, SCRATCH))
 
 
 def _hash_file(path: Path) -> dict[str, Any]:
@@ -249,8 +261,18 @@ def _hash_file(path: Path) -> dict[str, Any]:
     return {"sha256": digest, "bytes": path.stat().st_size}
 
 
+def _finished(partial: Path, fingerprint: str) -> Manifest | None:
+    """The manifest of a partial directory that lacks nothing but its rename, else None."""
+    try:
+        manifest = read_manifest(partial)
+    except GristmillError:
+        return None
+    return manifest if manifest.fingerprint == fingerprint else None
+
+
 def _replace(partial: Path, target: Path) -> None:
-    """Put `partial` in `target`'s place; an older artifact there is removed last."""
+    """Put `partial` in `target`'s place, without its scratch; an older artifact there is removed last."""
+    shutil.rmtree(partial / SCRATCH, ignore_errors=True)
     old = target.parent / f".{target.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -12,6 +12,7 @@ listed in `EVENT_TYPES` with the fields each one carries; docs/architecture.md s
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -56,13 +57,27 @@ class EventLog:
     def emit(self, type: str, stage: str | None = None, **fields: Any) -> Event:
         """Append one event. `fields` must be JSON values."""
         assert type in EVENT_TYPES, type
-        self._seq += 1
-        event: Event = {"seq": self._seq, "time": round(time.time(), 3), "stage": stage, "type": type, **fields}
+        assert not fields.keys() & {"seq", "time", "stage", "type"}, fields
+        event: Event = {"seq": self._seq + 1, "time": round(time.time(), 3), "stage": stage, "type": type}
+        event |= {key: _json_value(value) for key, value in fields.items()}
         if self._fd is not None:
-            os.write(self._fd, (json.dumps(event, ensure_ascii=False) + "\n").encode())
+            self._append((json.dumps(event, ensure_ascii=False) + "\n").encode())
+        self._seq += 1
         for subscriber in self.subscribers:
             subscriber(event)
         return event
+
+    def _append(self, line: bytes) -> None:
+        """Write one line whole or not at all: a full disk must not leave half a line for the next one to follow."""
+        assert self._fd is not None
+        end = os.fstat(self._fd).st_size
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+        except OSError:
+            os.ftruncate(self._fd, end)
+            raise
 
     def stage(self, name: str) -> StageLog:
         return StageLog(self, name)
@@ -121,14 +136,27 @@ def read_events(path: Path | str, after: int = 0) -> Iterator[Event]:
 
 
 def _repair(path: Path) -> int:
-    """Cut a torn last line off the log; return the last sequence number in it."""
+    """Cut the log back to its last whole line; return the last sequence number in it."""
     if not path.exists():
         return 0
     data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    if not whole:
-        return 0
-    last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
-    return int(json.loads(last)["seq"])
+    end = len(data)
+    while end:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        if data[end - 1 : end] == b"\n":
+            try:
+                seq = int(json.loads(data[start:end])["seq"])
+                break
+            except (ValueError, KeyError, TypeError):
+                pass
+        end = start
+    else:
+        seq = 0
+    if end < len(data):
+        os.truncate(path, end)
+    return seq
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -98,8 +98,9 @@ def run(
         write_text(directory / "recipe.yaml", dump_recipe(checked))
         log.emit("run_started", recipe=checked.name, stages=[stage.name for stage in plan])
         started = time.monotonic()
+        whole: set[Path] = set()
         try:
-            manifests = {stage.name: _run_stage(stage, checked, directory, log) for stage in plan}
+            manifests = {stage.name: _run_stage(stage, checked, directory, log, whole) for stage in plan}
         except BaseException as error:
             log.emit("run_failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
             raise
@@ -162,14 +163,17 @@ def source_hash(room: str) -> str:
 
 
 def state(stage: Stage, recipe: Recipe, directory: Path) -> str:
-    """`fresh`, `stale`, `partial` (begun, not finished) or `missing`."""
+    """`fresh`, `stale`, `corrupt`, `partial` (begun, not finished) or `missing`."""
     target = artifact_dir(directory, stage.name)
     try:
         expected = fingerprint(stage, recipe, directory)
     except GristmillError:
         expected = None
     if target.exists():
-        return "fresh" if read_manifest(target).fingerprint == expected else "stale"
+        try:
+            return "fresh" if read_manifest(target).fingerprint == expected else "stale"
+        except GristmillError:
+            return "corrupt"
     return "missing" if partial_fingerprint(target) is None else "partial"
 
 
@@ -182,13 +186,12 @@ def status(directory: Path | str) -> dict[str, Any]:
     events = list(read_events(directory / "events.jsonl"))
     running = is_running(directory)
     current = next((e["stage"] for e in reversed(events) if e["type"].startswith("stage_")), None)
-    open_stage = current if running and events[-1]["type"] not in ("run_finished", "run_failed") else None
+    open_stage = current if running and events and events[-1]["type"] not in ("run_finished", "run_failed") else None
     stages = []
     for stage in plan_stages(recipe):
         entry: dict[str, Any] = {"name": stage.name, "kind": stage.kind, "state": state(stage, recipe, directory)}
-        target = artifact_dir(directory, stage.name)
-        if target.exists():
-            manifest = read_manifest(target)
+        if entry["state"] in ("fresh", "stale"):
+            manifest = read_manifest(artifact_dir(directory, stage.name))
             entry |= {"hash": manifest.hash, "seconds": manifest.seconds, "figures": manifest.figures}
         if stage.name == open_stage and entry["state"] != "fresh":
             entry["state"] = "running"
@@ -213,10 +216,16 @@ def lock(directory: Path) -> Iterator[None]:
     """Hold a run directory; GristmillError if another process runs in it. The system drops the lock of a killed one."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GristmillError(f"another gristmill is running in {directory}; wait for it or use --run DIR") from None
+        for patience in range(10, -1, -1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # perhaps only `is_running` looking
+                if not patience:
+                    raise GristmillError(
+                        f"another gristmill is running in {directory}; wait for it or use --run DIR"
+                    ) from None
+                time.sleep(0.02)
         yield
 
 
@@ -233,7 +242,8 @@ def is_running(directory: Path) -> bool:
         return False
 
 
-def _run_stage(stage: Stage, recipe: Recipe, directory: Path, log: EventLog) -> Manifest:
+def _run_stage(stage: Stage, recipe: Recipe, directory: Path, log: EventLog, whole: set[Path]) -> Manifest:
+    """Make one stage's artifact, or find it fresh. `whole` remembers which artifacts this run has hashed already."""
     target = artifact_dir(directory, stage.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     inputs = _inputs(stage, recipe, directory)
@@ -248,12 +258,15 @@ def _run_stage(stage: Stage, recipe: Recipe, directory: Path, log: EventLog) -> 
         manifest = read_manifest(target)
         if manifest.fingerprint == expected:
             verify(target)
+            whole.add(target)
             log.emit("stage_skipped", stage.name, hash=manifest.hash)
             return manifest
     stage_log = log.stage(stage.name)
     try:
         for path in inputs.values():
-            verify(path)
+            if path not in whole:
+                verify(path)
+                whole.add(path)
         manifest = build(
             target,
             kind=stage.kind,
@@ -270,6 +283,7 @@ def _run_stage(stage: Stage, recipe: Recipe, directory: Path, log: EventLog) -> 
             "stage_failed", stage.name, error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         )
         raise
+    whole.add(target)
     log.emit("stage_finished", stage.name, hash=manifest.hash, seconds=manifest.seconds, figures=manifest.figures)
     return manifest
 

@@ -58,11 +58,13 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
         raise GristmillError(f"{path} is not a recipe: a YAML file is expected") from None
     try:
         data = yaml.safe_load(text)
-        lines = _key_lines(yaml.compose(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as error:
+        lines = _key_lines(yaml.compose(text, Loader=yaml.SafeLoader), path)
+    except GristmillError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise GristmillError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise GristmillError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(data, dict):
         raise GristmillError(f"{path} is not a recipe: it must be a mapping with the key 'name'")
     overridden = [_override(data, item) for item in overrides]
@@ -86,7 +88,7 @@ def _override(data: dict[str, Any], item: str) -> KeyPath:
         raise GristmillError(f"--set {item}: expected key.path=value")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise GristmillError(f"--set {item}: {value!r} is not a YAML value") from None
     place: Any = data
     for depth, part in enumerate(path[:-1]):
@@ -139,17 +141,20 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _key_lines(node: Any, prefix: KeyPath = ()) -> dict[KeyPath, int]:
-    """Line number (from 1) of every key path in a YAML document."""
+def _key_lines(node: Any, file: Path, prefix: KeyPath = ()) -> dict[KeyPath, int]:
+    """Line number (from 1) of every key path in a YAML document; a key given twice is an error."""
     lines: dict[KeyPath, int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             path = (*prefix, str(key.value))
-            lines[path] = key.start_mark.line + 1
-            lines |= _key_lines(value, path)
+            line = key.start_mark.line + 1
+            if path in lines:
+                raise GristmillError(f"{file}:{line}: {'.'.join(path)}: given twice, first on line {lines[path]}")
+            lines[path] = line
+            lines |= _key_lines(value, file, path)
     elif isinstance(node, yaml.SequenceNode):
         for place, value in enumerate(node.value):
             path = (*prefix, str(place))
             lines[path] = value.start_mark.line + 1
-            lines |= _key_lines(value, path)
+            lines |= _key_lines(value, file, path)
     return lines

@@ -65,10 +65,15 @@ def prose() -> Callable[..., str]:
 _LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 
-def tree(directory: Path) -> dict[str, str]:
-    """Relative path -> sha256 of every file that would become part of the artifact."""
-    return {
-        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and "_scratch" not in path.parts
-    }
+@pytest.fixture
+def tree() -> Callable[[Path], dict[str, str]]:
+    """`tree(directory)`: relative path -> sha256 of every file that would become part of the artifact."""
+
+    def make(directory: Path) -> dict[str, str]:
+        return {
+            path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(directory.rglob("*"))
+            if path.is_file() and "_scratch" not in path.parts
+        }
+
+    return make

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import tree
 from pydantic import ValidationError
 
 from gristmill.artifact import StageRun
@@ -29,6 +28,7 @@ from gristmill.errors import GristmillError
 
 Make = Callable[..., StageRun]
 Prose = Callable[..., str]
+Tree = Callable[[Path], dict[str, str]]
 
 
 def document(text: str, name: str, domain: str = "books") -> Document:
@@ -124,7 +124,7 @@ def test_every_near_duplicate_is_similar_to_one_that_stays(
 
 
 def test_the_same_bytes_from_any_number_of_workers_and_after_a_cut(
-    planted: list[Document], prose: Prose, stage_run: Make, collected: Callable[..., Path]
+    planted: list[Document], prose: Prose, stage_run: Make, collected: Callable[..., Path], tree: Tree
 ) -> None:
     many = [document(f"{prose(seed, 60)}\n{seed}", f"many {seed}", "web") for seed in range(1100)]
     source = collected(planted + many)
@@ -152,17 +152,18 @@ def test_the_same_bytes_from_any_number_of_workers_and_after_a_cut(
 @pytest.mark.slow
 @pytest.mark.parametrize("prepared_first", [0, 1])
 def test_kill_minus_nine_then_again(
-    prepared_first: int, prose: Prose, stage_run: Make, collected: Callable[..., Path], tmp_path: Path
+    prepared_first: int, prose: Prose, stage_run: Make, collected: Callable[..., Path], tree: Tree
 ) -> None:
     many = [document(f"{prose(seed, 400)}\n{seed}", f"many {seed}") for seed in range(3000)]
     source = collected(many)
     whole = stage_run("whole", collected=source)
     process(CorpusConfig(), whole)
     script = (
-        "import sys; from pathlib import Path; from gristmill.artifact import StageRun; from gristmill.events import StageLog\n"
-        "from gristmill.data.process import process; from gristmill.data.config import CorpusConfig\n"
-        "out = Path(sys.argv[1]); process(CorpusConfig(), StageRun(out, out / '_scratch', "
-        "{'collected': Path(sys.argv[2])}, 0, StageLog.silent()))"
+        "import sys\nfrom pathlib import Path\nfrom gristmill.artifact import StageRun\n"
+        "from gristmill.events import StageLog\nfrom gristmill.data.process import process\n"
+        "from gristmill.data.config import CorpusConfig\nout = Path(sys.argv[1])\n"
+        "inputs = {'collected': Path(sys.argv[2])}\n"
+        "process(CorpusConfig(), StageRun(out, out / '_scratch', inputs, 0, StageLog.silent()))"
     )
     run = stage_run("killed", collected=source)
     process_ = subprocess.Popen([sys.executable, "-c", script, str(run.out), str(source)])

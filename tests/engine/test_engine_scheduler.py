@@ -32,7 +32,8 @@ def run_step(scheduler):
     assert len({chunk.request.id for chunk in chunks}) == len(chunks)
     assert all(chunk.start == chunk.request.num_computed for chunk in chunks)
     assert all(chunk.request.slot is not None and chunk.num_tokens > 0 for chunk in chunks)
-    assert [chunk.num_tokens for chunk in chunks] == sorted(chunk.num_tokens for chunk in chunks)
+    order = [(chunk.num_tokens, chunk.request.slot) for chunk in chunks]
+    assert order == sorted(order), "the cache counts on this order"
     admitted = [number for number in waiting if number in scheduler.running]
     assert admitted == waiting[: len(admitted)], "admission is not in the order of arrival"
     if tokens < scheduler.max_num_batched_tokens:

@@ -25,7 +25,7 @@ TEXTS = {
         f"Chapter {i}. The miller ground the corn, and the wheel turned {'again and ' * (i % 4)}again."
         for i in range(14)
     ],
-    "code": [f"def f{i}(x: int) -> int:\n    return x + {i}  # ünïcode\n" for i in range(5)],
+    "code": [f"def f{i}(x: int) -> int:\n    return x + {i}  # ünïcode\n" for i in range(4)],
 }
 
 

@@ -66,7 +66,7 @@ def test_bits_per_byte_and_gzip_are_over_the_same_bytes(small_run: dict[str, Pat
 
     books, code = scores["domains"]["books"], scores["domains"]["code"]
     assert books["models"]["base"]["low"] < books["models"]["base"]["value"] < books["models"]["base"]["high"]
-    assert code["models"]["base"]["low"] is None  # five documents are too few
+    assert code["models"]["base"]["low"] is None  # four documents are too few
     change = books["models"]["dpo"]["value"] - books["models"]["base"]["value"]
     assert books["differences"]["dpo - base"]["value"] == pytest.approx(change, abs=2e-6)
     assert "sft" not in books["models"]

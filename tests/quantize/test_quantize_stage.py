@@ -152,6 +152,16 @@ def test_auto_keeps_the_type_of_the_input(inputs, tmp_path):
     assert stated == ["bfloat16", "float32", "float16"]
 
 
+def test_without_tokens_the_model_is_only_quantized(inputs, tmp_path):
+    figures = quantize(SETTINGS, stage_run(tmp_path / "alone", dpo=inputs["dpo"]))
+    quantize(SETTINGS, stage_run(tmp_path / "measured", **inputs))
+    assert not any("bits_per_byte" in key for key in figures)
+    alone, whole = (tmp_path / name / "model.safetensors" for name in ("alone", "measured"))
+    assert alone.read_bytes() == whole.read_bytes()
+    with pytest.raises(GristmillError, match="quantized already"):
+        quantize(SETTINGS, stage_run(tmp_path / "again", dpo=tmp_path / "alone"))
+
+
 def test_mistakes_are_named(inputs, tmp_path):
     with pytest.raises(GristmillError, match=r"int8\.window \(65\)"):
         quantize(QuantizeConfig(window=65), stage_run(tmp_path / "window", **inputs))

@@ -179,6 +179,26 @@ def test_a_failing_step_is_told_to_the_client_and_passes(start, monkeypatch, str
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_when_one_choice_fails_the_others_are_given_up(start, monkeypatch, stream):
+    server = start()
+    advance = server.service.engine.engine._advance
+
+    def fail_on_six(request, token):
+        if request.prompt_ids == [6]:
+            raise RuntimeError("no text for this")
+        return advance(request, token)
+
+    monkeypatch.setattr(server.service.engine.engine, "_advance", fail_on_six)
+    asked = {**LONG, "prompt": [[5], [6], [7]], "stream": stream}
+    reply = httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60)
+    assert "no text for this" in reply.text
+    assert "[DONE]" not in reply.text
+    assert server.service.engine.wait_idle(30)
+    finished = server.service.metrics.finished
+    assert (finished["error"], finished["abort"], finished["length"]) == (1, 2, 0)
+
+
 def test_health_is_503_when_the_engine_is_gone(start):
     server = start()
     server.service.engine.stop()

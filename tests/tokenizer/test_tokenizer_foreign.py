@@ -91,23 +91,24 @@ def test_a_template_without_generation_gives_no_mask(smollm: Path) -> None:
 
 
 def test_the_mask_of_a_foreign_template_equals_transformers(tmp_path: Path) -> None:
-    """Spans that begin and end inside a token, in a tokenizer whose post-processor trims offsets."""
+    """Spans that begin and end inside a token; a post-processor that trims offsets changes nothing."""
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}Bot:\n{%- generation -%} \n {{ m.content }}!"
         "{% endgeneration %}!{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
     )
+    config = {"eos_token": "<|im_end|>", "chat_template": template}
 
     def trim_offsets(tokenizer: tokenizers.Tokenizer) -> None:
-        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
 
-    directory = make(tmp_path, {"eos_token": "<|im_end|>", "chat_template": template}, trim_offsets)
-    messages = [turn("user", "Q"), turn("assistant", "\n\n  A"), turn("user", "Q"), turn("assistant", "b !")]
-    expected = AutoTokenizer.from_pretrained(directory).apply_chat_template(
-        messages, return_dict=True, return_assistant_tokens_mask=True
-    )
-    ids, mask = Tokenizer.load(directory).chat_ids_with_mask(messages)
+    plain, trimming = make(tmp_path / "plain", config), make(tmp_path / "trimming", config, trim_offsets)
+    messages = [turn("user", "Q"), turn("assistant", "\n\n  A"), turn("user", "Q"), turn("assistant", "b   c !")]
+    theirs = AutoTokenizer.from_pretrained(plain)
+    expected = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    ids, mask = Tokenizer.load(plain).chat_ids_with_mask(messages)
     assert (ids, mask) == (expected["input_ids"], expected["assistant_masks"])
     assert 0 < sum(mask) < len(mask)
+    assert Tokenizer.load(trimming).chat_ids_with_mask(messages) == (ids, mask)
 
 
 def test_a_llama_3_directory_adds_no_bos(tmp_path: Path) -> None:

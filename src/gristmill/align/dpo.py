@@ -39,6 +39,18 @@ class PairBatch:
     tokens: TokenBatch
     reference: Tensor
 
+    def split(self, size: int | None) -> list[PairBatch]:
+        """Micro-batches of at most `size` pairs; None keeps the batch whole."""
+        pairs = len(self.reference) // 2
+        if size is None or size >= pairs:
+            return [self]
+        parts = []
+        for first in torch.arange(pairs).split(size):
+            rows = torch.cat([first, first + pairs])
+            inputs, targets, weights = self.tokens.inputs_BT, self.tokens.targets_BT, self.tokens.weights_BT
+            parts.append(PairBatch(TokenBatch(inputs[rows], targets[rows], weights[rows]), self.reference[rows]))
+        return parts
+
 
 def dpo(config: DPOConfig, run: StageRun) -> Figures:
     """Align `run.inputs["sft"]`; leaves a model directory, `pairs.jsonl` and `training.json`."""
@@ -62,7 +74,8 @@ def dpo(config: DPOConfig, run: StageRun) -> Figures:
         return PairBatch(pad_examples(rows, tokenizer.pad_id), reference[:, picked].flatten())
 
     loss = partial(_loss, beta=config.beta)
-    result = train(model, batch_at, lambda batch: [batch], loss, config.training, run)
+    split = partial(PairBatch.split, size=config.training.micro_batch_size)
+    result = train(model, batch_at, split, loss, config.training, run)
     model.to("cpu")
     after = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
     save_model(model, run.out, run.inputs["sft"])

@@ -61,7 +61,7 @@ def identity(config: CollectConfig) -> dict[str, Any]:
         packages |= dict.fromkeys(("fastwarc", "resiliparse", "warcio"))
     found["packages"] = {name: sources.distribution(name, packages[name]).version for name in sorted(packages)}
     files = (file for source in config.local for file in local_files(source))
-    found["local"] = sorted({name: [p.stat().st_size, p.stat().st_mtime_ns] for name, p in files}.items())
+    found["local"] = [[name, file.stat().st_size, file.stat().st_mtime_ns] for name, file in files]
     return found
 
 

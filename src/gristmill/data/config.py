@@ -210,9 +210,9 @@ class DomainRules(_Frozen):
     """Which rules hold in which domain."""
 
     books: RuleSet = Field(default=RuleSet(), description="Rules for books.")
-    web: RuleSet = Field(default=WebRuleSet(), description="Rules for web pages.")
+    web: WebRuleSet = Field(default=WebRuleSet(), description="Rules for web pages.")
     docs: RuleSet = Field(default=RuleSet(), description="Rules for documentation.")
-    code: RuleSet = Field(default=CodeRuleSet(), description="Rules for source code.")
+    code: CodeRuleSet = Field(default=CodeRuleSet(), description="Rules for source code.")
     other: RuleSet = Field(default=RuleSet(), description="Rules for every other domain.")
 
     def of(self, domain: str) -> RuleSet:
@@ -257,7 +257,7 @@ class CorpusConfig(_Frozen):
         default=0.02, gt=0, lt=0.5, description="Share of the works kept for validation."
     )
     min_validation_works: int = Field(
-        default=8, ge=1, description="Fewest works of each domain kept for validation, up to a quarter of them."
+        default=6, ge=1, description="Fewest works of each domain kept for validation, up to a quarter of them."
     )
     weights: dict[str, float] | None = Field(
         default=None,

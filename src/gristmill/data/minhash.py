@@ -61,17 +61,16 @@ def shingles(batch: TextBatch, n: int) -> Shingles:
     tokens = batch.tokens
     words = batch.folded_hashes(tokens)
     counts = tokens.counts
-    rolling = np.zeros(len(words) + n, np.uint64)
+    ahead = np.concatenate([words, np.zeros(n, np.uint64)])
+    owners = np.concatenate([tokens.documents, np.full(n, -1)])
+    rolling = np.zeros(len(words), np.uint64)
     for k in range(n):  # words behind a document's end count as zero; they matter only in short documents
-        ahead = np.zeros(len(words), np.uint64)
-        ahead[: len(words) - k] = words[k:]
-        same = np.zeros(len(words), np.bool_)
-        same[: len(words) - k] = tokens.documents[k:] == tokens.documents[: len(words) - k]
-        rolling[: len(words)] = rolling[: len(words)] * _MULTIPLIER + np.where(same, ahead, np.uint64(0))
+        same = owners[k : k + len(words)] == tokens.documents
+        rolling = rolling * _MULTIPLIER + np.where(same, ahead[k : k + len(words)], np.uint64(0))
     places = np.arange(len(words)) - np.repeat(tokens.offsets[:-1], counts)
     keep = places <= np.repeat(np.maximum(counts - n, 0), counts)
     kept = np.where(counts >= n, counts - n + 1, np.minimum(counts, 1))
-    return Shingles(mix(rolling[: len(words)][keep]), np.concatenate([[0], np.cumsum(kept)]))
+    return Shingles(mix(rolling[keep]), np.concatenate([[0], np.cumsum(kept)]))
 
 
 def signatures(found: Shingles, size: int) -> U32:

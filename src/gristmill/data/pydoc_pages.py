@@ -86,7 +86,7 @@ class PageDoc(pydoc.HTMLDoc):
             return ""
         try:
             signature = str(_without_values(inspect.signature(object)))
-        except (ValueError, TypeError):
+        except Exception:  # not only where there is none: it evaluates defaults, which may fail in any way
             signature = "(...)"
         return f"<h3>{escape(name or object.__name__)}{escape(signature)}</h3>\n{doc}"
 
@@ -108,12 +108,17 @@ class _Omitted:
 
 
 def _without_values(signature: inspect.Signature) -> inspect.Signature:
-    plain = (type(None), bool, int, float, str, bytes)
     parameters = [
-        p if p.default is p.empty or type(p.default) in plain else p.replace(default=_Omitted())
+        p if p.default is p.empty or _is_constant(p.default) else p.replace(default=_Omitted())
         for p in signature.parameters.values()
     ]
     return signature.replace(parameters=parameters)
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) is str:
+        return not any(place in value for place in (sys.prefix, sys.base_prefix, os.path.dirname(sys.executable)))
+    return type(value) in (type(None), bool, int, float, bytes)
 
 
 def _block(block: str) -> str:
@@ -125,12 +130,8 @@ def _block(block: str) -> str:
 
 
 def scrub(page: str) -> str:
-    """Take memory addresses and this machine's directories out of a page."""
-    places = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__), os.getcwd()}
-    places.add(os.path.expanduser("~"))
-    for place in sorted(places - {"/", ""}, key=len, reverse=True):
-        page = page.replace(escape(place), "")
-    return _ADDRESS.sub("", page)
+    """Take memory addresses and the directory of this library out of a page."""
+    return _ADDRESS.sub("", page.replace(escape(os.path.dirname(os.__file__)), ""))
 
 
 def render(name: str) -> dict[str, str]:

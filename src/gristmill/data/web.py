@@ -134,16 +134,22 @@ def write_warc(path: Path, pages: list[tuple[str, str]]) -> None:
 def read_warc(path: Path) -> Iterator[tuple[str, str]]:
     """(URL, main text) of every HTML response in a WARC file, in its order. GristmillError for what is no WARC."""
     found = False
-    with open(path, "rb") as file:
-        for record in ArchiveIterator(file, record_types=WarcRecordType.response, parse_http=True):
-            found = True
-            kind = record.http_content_type or ""
-            if "html" in kind:
-                yield str(record.headers.get("WARC-Target-URI", "")), extract(record.reader.read())
+    try:
+        with open(path, "rb") as file:
+            for record in ArchiveIterator(file, record_types=WarcRecordType.response, parse_http=True):
+                found = True
+                if "html" in (record.http_content_type or ""):
+                    yield str(record.headers.get("WARC-Target-URI", "")), extract(record.reader.read())
+    except OSError as error:
+        raise GristmillError(f"{path} is no whole WARC file ({error})") from None
     if not found:
         raise GristmillError(f"{path} holds no WARC response record; is it a WARC file?")
 
 
 def extract(html: bytes) -> str:
-    """The main text of an HTML page."""
-    return str(extract_plain_text(bytes_to_str(html, detect_encoding(html) or "utf-8"), main_content=True))
+    """The main text of an HTML page. What is valid UTF-8 is taken as that: detectors guess wrong on short pages."""
+    try:
+        page = html.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        page = bytes_to_str(html, detect_encoding(html, from_html_meta=True) or "utf-8")
+    return str(extract_plain_text(page, main_content=True))

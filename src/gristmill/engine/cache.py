@@ -120,7 +120,7 @@ def _plan_rest(chunks: Sequence[Chunk], first: int, device: torch.device) -> Ite
     waiting: _Prompts | None = None
     for chunk in chunks:
         length = chunk.num_tokens
-        if waiting is not None and (length != waiting.length):
+        if waiting is not None and (chunk.start > 0 or length != waiting.length):
             yield waiting
             waiting = None
         if chunk.start == 0:

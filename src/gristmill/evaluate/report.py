@@ -11,7 +11,7 @@ import numpy as np
 from .accuracy import accuracy, mark
 from .compression import gzip_bits_per_byte
 from .config import EvaluateConfig
-from .intervals import bootstrap_ratio, paired_difference
+from .intervals import paired_difference, ratio_interval
 from .tasks import Task
 from .text import ValidationText
 
@@ -85,7 +85,7 @@ def _text_scores(config: EvaluateConfig, texts: Mapping[str, ValidationText], re
 
 def _ratio(strata: Strata, config: EvaluateConfig) -> dict[str, Any]:
     value = sum(bits.sum() for bits, _ in strata) / sum(sizes.sum() for _, sizes in strata)
-    interval = bootstrap_ratio(strata, config.confidence, config.seed)
+    interval = ratio_interval(strata, config.confidence)
     low, high = interval if interval is not None else (None, None)
     return {"value": float(value), "low": low, "high": high}
 

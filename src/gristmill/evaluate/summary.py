@@ -30,7 +30,10 @@ def _text(report: dict[str, Any]) -> str:
         [domain, f"{part['bytes']:,}", f"{part['gzip']:.3f}", *(_value(part["models"][name]) for name in models)]
         for domain, part in every
     ]
-    head = f"Bits per byte of validation text (window {scores['window']}, stride {scores['stride']}; lower is better)"
+    head = (
+        f"Bits per byte of validation text, {100 * report['confidence']:g} % intervals; lower is better "
+        f"(window {scores['window']}, stride {scores['stride']})"
+    )
     text = f"{head}\n" + _table(["domain", "bytes", "gzip -9", *models], rows)
     changes = scores["all"]["differences"]
     return text + "".join(f"\n{name}: {_value(change, '+.4f')} over all domains" for name, change in changes.items())

@@ -20,7 +20,9 @@ class InspectConfig(BaseModel):
         description="Words whose nearest embeddings are listed, where a word is one token.",
     )
     frequent_tokens: int = Field(
-        default=30, ge=0, description="How many of the vocabulary's most frequent whole words are listed besides."
+        default=30,
+        ge=0,
+        description="How many of the vocabulary's most frequent words are listed besides, by the order of its merges.",
     )
     neighbours: int = Field(default=8, gt=0, description="Nearest tokens listed for each.")
     lens_tokens: int = Field(default=5, gt=0, description="Predictions listed for each layer and position.")

@@ -19,8 +19,9 @@ def word_tokens(tokenizer: Tokenizer, words: Sequence[str]) -> dict[str, int]:
 
 
 def frequent_tokens(tokenizer: Tokenizer, count: int) -> list[int]:
-    """The vocabulary's first whole words of three letters or more. Byte-pair merges are numbered in the order in
-    which they were learned, the most frequent pair first, so low numbers stand for frequent words."""
+    """The vocabulary's first tokens of a space and three letters or more: words, now and then the beginning of one.
+    Byte-pair merges are numbered in the order in which they were learned, the most frequent pair first, so low
+    numbers stand for frequent tokens."""
     found: list[int] = []
     for token in range(tokenizer.vocab_size):
         if len(found) == count:

@@ -11,10 +11,9 @@ import errno
 import json
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Header, HTTPException, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
@@ -36,6 +35,7 @@ DEFAULT_SERVER = "http://127.0.0.1:8000"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLL_SECONDS = 0.25
 HEARTBEAT_SECONDS = 15.0
+ADDRESS = re.compile(r"(https?://(?:[\w.-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?)(?:/.*)?")
 FIGURE = re.compile(r"[A-Za-z0-9_-]+\.png")
 
 
@@ -51,17 +51,18 @@ def page(target: str, port: int = 8080, host: str = "127.0.0.1") -> None:
     listener = listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     print(f"page of {target}: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-    # Open event streams never end by themselves: leave them a moment, then close them.
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+    app.state.stopping = lambda: server.should_exit  # open event streams end then; the server waits for them
+    server.run(sockets=[listener])
 
 
 def parse_target(target: str) -> tuple[Path | None, str]:
     """The run directory, if `target` is one, and the address of the model server that the chat box starts with."""
     if target.startswith(("http://", "https://")):
-        parts = urlsplit(target)
-        if not parts.hostname or not re.fullmatch(r"[\w.:\[\]-]+", parts.netloc):
+        address = ADDRESS.fullmatch(target)
+        if address is None:
             raise GristmillError(f"{target!r} is no server's address; give for example {DEFAULT_SERVER}")
-        return None, f"{parts.scheme}://{parts.netloc}"
+        return None, address[1]
     directory = Path(target)
     if not directory.is_dir():
         raise GristmillError(
@@ -98,6 +99,7 @@ def make_app(run_dir: Path | None, server_url: str = DEFAULT_SERVER, any_host: b
     run = Run(run_dir) if run_dir else None
     if not any_host:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    app.state.stopping = lambda: False
     app.add_middleware(SecurityHeaders, server_url=server_url)
     _add_run_routes(app, run, server_url)
     _add_tokenizer_routes(app, run)
@@ -157,7 +159,8 @@ def _add_run_routes(app: FastAPI, run: Run | None, server_url: str) -> None:
         # A browser that reconnects repeats the address it began with; how far it came stands in the header.
         if last_event_id is not None and last_event_id.isdecimal():
             after = int(last_event_id)
-        lines = event_stream(run.directory / "events.jsonl" if run else None, after)
+        path = run.directory / "events.jsonl" if run else None
+        lines = event_stream(path, after, app.state.stopping)
         return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
@@ -179,8 +182,10 @@ def _add_tokenizer_routes(app: FastAPI, run: Run | None) -> None:
         return to_json(vocabulary(run, query, start))
 
 
-async def event_stream(path: Path | None, after: int) -> AsyncIterator[str]:
-    """The events with `seq > after` as server-sent events, then those that follow, for ever.
+async def event_stream(
+    path: Path | None, after: int, stopping: Callable[[], bool] = lambda: False
+) -> AsyncIterator[str]:
+    """The events with `seq > after` as server-sent events, then those that follow, until `stopping()`.
 
     Each message's id is its `seq`, so a browser that was cut off resumes without gaps or repeats. When the log is
     replaced by a new one (or `after` is of an older one) a `restart` message says so, and all events follow.
@@ -190,7 +195,7 @@ async def event_stream(path: Path | None, after: int) -> AsyncIterator[str]:
     restarts = 0
     fresh = True
     quiet = 0.0
-    while True:
+    while not stopping():
         events = await asyncio.to_thread(tail.read) if tail else []
         if tail and (tail.restarts != restarts or (fresh and tail.last_seq < after)):
             after, restarts = 0, tail.restarts

@@ -1,0 +1,1 @@
+"""Stage 08, smaller weights: the method (`int8`) and the stage that saves, reloads and measures (`stage`)."""

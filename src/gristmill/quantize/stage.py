@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..artifact import Figures, StageRun, write_json
@@ -15,7 +17,7 @@ from ..model.decoder import Decoder
 from ..tokenizer.store import TokenStore
 from ..tokenizer.tokenizer import Tokenizer
 from ..weights.compressed import QuantizedRows, save_int8
-from ..weights.hf_config import CONFIG, DTYPES, read_settings, stored_dtype
+from ..weights.hf_config import CONFIG, DTYPES, dtype_name, read_settings, stored_dtype
 from ..weights.layout import block_matrices, split_tensors
 from ..weights.load import load_model
 from .config import QuantizeConfig
@@ -28,28 +30,26 @@ METHOD = "INT8 weights, symmetric, one scale per output row, rounded to nearest"
 def quantize(config: QuantizeConfig, run: StageRun) -> Figures:
     """Quantize the model of `run.inputs["dpo"]`; leaves a compressed-tensors directory and `quantization.json`.
 
-    Bits per byte are measured on validation tokens of `run.inputs["tokens"]`: on the original, and on the saved
-    directory as `load_model` reads it back, so that the report speaks of the files and not of what was meant.
+    Where `run.inputs` has `tokens`, bits per byte are measured on their validation split: on the original, and on the
+    saved directory as `load_model` reads it back, so that the report speaks of the files and not of what was meant.
     """
-    source, tokens = run.inputs["dpo"], run.inputs["tokens"]
-    tokenizer, store = Tokenizer.load(source), TokenStore.open(tokens)
-    if store.tokenizer_hash != tokenizer.hash:
-        raise GristmillError(f"{tokens} was packed with another tokenizer than that of {source}: pack it again")
+    source = run.inputs["dpo"]
+    settings = read_settings(source)
+    if "quantization_config" in settings:
+        raise GristmillError(f"{source / CONFIG} has a quantization_config: the model is quantized already")
     model = load_model(source)
-    if config.window > model.config.max_seq_len:
-        raise GristmillError(
-            f"int8.window ({config.window}) is more than the {model.config.max_seq_len} tokens the model was made for"
-        )
-    dtype = stored_dtype(read_settings(source), source / CONFIG) if config.dtype == "auto" else DTYPES[config.dtype]
-    before = _measure(model, store, tokenizer, config)
+    text = _validation_text(config, run, model) if "tokens" in run.inputs else None
+    dtype = stored_dtype(settings, source / CONFIG) if config.dtype == "auto" else DTYPES[config.dtype]
+    before = None if text is None else text.measure(model)
     started = time.monotonic()
     quantized, layers = quantize_blocks(model, dtype, run)
     seconds = time.monotonic() - started
     save_int8(model, quantized, run.out, source, dtype)
     del model, quantized
-    after = _measure(load_model(run.out), store, tokenizer, config)
+    reloaded = load_model(run.out)
+    after = None if text is None else text.measure(reloaded)
     report = _report(layers, before, after, _weight_bytes(source), _weight_bytes(run.out))
-    write_json(run.out / REPORT, report | {"unquantized_dtype": str(dtype).removeprefix("torch."), "layers": layers})
+    write_json(run.out / REPORT, report | {"unquantized_dtype": dtype_name(dtype), "layers": layers})
     return report | {"quantize_seconds": round(seconds, 3)}
 
 
@@ -71,42 +71,69 @@ def quantize_blocks(
     return quantized, table
 
 
-def _measure(model: Decoder, store: TokenStore, tokenizer: Tokenizer, config: QuantizeConfig) -> BitsPerByte:
-    """Bits and bytes summed over the domains, every token read once."""
-    bits, size = 0.0, 0
-    for domain in store.domains:
-        token_ids, _ = domain_tokens(store, domain, config.tokens_per_domain)
-        if not tokenizer.token_bytes[token_ids[1:]].any():
-            continue  # a domain may have too little validation text to predict anything
-        part = bits_per_byte(
-            model,
-            token_ids,
-            tokenizer.token_bytes,
-            window=config.window,
-            stride=config.window,
-            batch_size=config.batch_size,
+@dataclass(frozen=True)
+class _ValidationText:
+    """Validation tokens by domain, and how they are read."""
+
+    streams: list[np.ndarray]
+    token_bytes: np.ndarray
+    config: QuantizeConfig
+
+    def measure(self, model: Decoder) -> BitsPerByte:
+        """Bits and bytes summed over the domains, every token read once."""
+        config = self.config
+        parts = [
+            bits_per_byte(
+                model,
+                stream,
+                self.token_bytes,
+                window=config.window,
+                stride=config.window,
+                batch_size=config.batch_size,
+            )
+            for stream in self.streams
+        ]
+        return BitsPerByte(sum(part.bits for part in parts), sum(part.bytes for part in parts))
+
+
+def _validation_text(config: QuantizeConfig, run: StageRun, model: Decoder) -> _ValidationText:
+    source, tokens = run.inputs["dpo"], run.inputs["tokens"]
+    tokenizer, store = Tokenizer.load(source), TokenStore.open(tokens)
+    if store.tokenizer_hash != tokenizer.hash:
+        raise GristmillError(f"{tokens} was packed with another tokenizer than that of {source}: pack it again")
+    if config.window > model.config.max_seq_len:
+        raise GristmillError(
+            f"int8.window ({config.window}) is more than the {model.config.max_seq_len} tokens the model was made for"
         )
-        bits, size = bits + part.bits, size + part.bytes
-    if not size:
-        raise GristmillError("the tokens hold no validation text to measure on: raise corpus.validation_fraction")
-    return BitsPerByte(bits, size)
+    streams = [domain_tokens(store, domain, config.tokens_per_domain)[0] for domain in store.domains]
+    # A domain may have too little validation text to predict anything.
+    streams = [stream for stream in streams if tokenizer.token_bytes[stream[1:]].any()]
+    if not streams:
+        raise GristmillError(f"{tokens} holds no validation text to measure on: raise corpus.validation_fraction")
+    return _ValidationText(streams, tokenizer.token_bytes, config)
 
 
 def _report(
-    layers: list[dict[str, Any]], before: BitsPerByte, after: BitsPerByte, bytes_before: int, bytes_after: int
+    layers: list[dict[str, Any]],
+    before: BitsPerByte | None,
+    after: BitsPerByte | None,
+    bytes_before: int,
+    bytes_after: int,
 ) -> Figures:
     errors = [layer["relative_error"] for layer in layers]
-    return {
+    report: Figures = {
         "method": METHOD,
         "bytes_before": bytes_before,
         "bytes_after": bytes_after,
         "compression": round(bytes_before / bytes_after, 4),
-        "bits_per_byte_before": round(before.value, 6),
-        "bits_per_byte_after": round(after.value, 6),
-        "validation_bytes": before.bytes,
         "mean_relative_error": round(sum(errors) / len(errors), 8),
         "max_relative_error": max(errors),
     }
+    if before is not None and after is not None:
+        report["bits_per_byte_before"] = round(before.value, 6)
+        report["bits_per_byte_after"] = round(after.value, 6)
+        report["validation_bytes"] = before.bytes
+    return report
 
 
 def _weight_bytes(directory: Path) -> int:

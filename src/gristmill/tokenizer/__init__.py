@@ -1,1 +1,1 @@
-"""Stage 03, the tokenizer: training it (`train`), using it (`tokenizer`), packing text into token files (`pack`, `store`)."""
+"""Stage 03, the tokenizer: training (`train`), use (`tokenizer`), packing text into token files (`pack`, `store`)."""

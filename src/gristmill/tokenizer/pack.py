@@ -1,34 +1,47 @@
 """The tokens stage: every document of the corpus as `<|bos|> ids <|eos|>`, one flat file per split and domain.
 
-Work goes corpus shard by corpus shard: each becomes a piece in `run.scratch`, a directory that appears by a rename when
-it is whole, so a killed stage repeats one shard at most. At the end the pieces are joined in shard order.
+Work goes by a few row groups of the corpus at a time: they become a piece in `run.scratch`, a directory that appears by
+a rename when it is whole, so a killed stage repeats one piece at most. At the end the pieces are joined in order.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..artifact import Figures, StageRun, write_json
 from ..data.corpus import mixture_weights
+from ..data.schema import row_groups
 from ..errors import GristmillError
 from ..events import StageLog
 from .bulk import BulkEncoder
 from .config import TokensConfig
-from .sample import corpus_shards, read_batches
+from .sample import read_batches
 from .store import META, SPLITS, bin_path, idx_path
 from .tokenizer import Tokenizer
 
+ROW_GROUPS_PER_PIECE = 16  # of some 2 MB each
+
 Group = tuple[str, str]  # (split, domain)
+
+
+class Work(NamedTuple):
+    """What one piece is made of: row groups of one corpus file, `rows` documents in all."""
+
+    shard: Path
+    row_groups: list[int]
+    rows: int
+    piece: Path
 
 
 def pack(config: TokensConfig, run: StageRun) -> Figures:
@@ -40,15 +53,15 @@ def pack(config: TokensConfig, run: StageRun) -> Figures:
     tokenizer = Tokenizer.load(run.inputs["tokenizer"])
     dtype = token_dtype(config.dtype, tokenizer.vocab_size)
     weights = mixture_weights(corpus)
-    shards = corpus_shards(corpus)
-    pieces = [run.scratch / shard.stem for shard in shards]
 
     started = time.perf_counter()
-    packer = _Packer(tokenizer, dtype, run.log, total=sum(pq.read_metadata(shard).num_rows for shard in shards))
-    for shard, piece in zip(shards, pieces, strict=True):
-        packer.pack_shard(shard, piece)
+    works = _divide(corpus, run.scratch)
+    packer = _Packer(tokenizer, dtype, run.log, total=sum(work.rows for work in works))
+    for work in works:
+        packer.pack(work)
     seconds = time.perf_counter() - started
 
+    pieces = [work.piece for work in works]
     groups = _groups(pieces, weights, corpus)
     counts = {group: _join(pieces, group, run.out) for group in groups}
     write_json(
@@ -78,6 +91,21 @@ def token_dtype(name: str, vocab_size: int) -> np.dtype[Any]:
     return dtype
 
 
+def _divide(corpus: Path, scratch: Path) -> list[Work]:
+    """The pieces of a corpus in order; none spans two files."""
+    try:
+        found = list(row_groups(corpus / "documents"))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise GristmillError(f"{corpus / 'documents'} holds an unreadable file: {error}") from None
+    works = []
+    for shard, of_shard in itertools.groupby(found, key=lambda group: group[0]):
+        numbered = [(number, rows) for _, number, rows in of_shard]
+        for start in range(0, len(numbered), ROW_GROUPS_PER_PIECE):
+            numbers, rows = zip(*numbered[start : start + ROW_GROUPS_PER_PIECE], strict=True)
+            works.append(Work(shard, list(numbers), sum(rows), scratch / f"{shard.stem}-{start:05d}"))
+    return works
+
+
 @dataclass
 class _GroupWriter:
     """The documents of one split and domain inside one piece; `sizes` holds (tokens, bytes of text) of each."""
@@ -87,7 +115,7 @@ class _GroupWriter:
 
 
 class _Packer:
-    """Encodes corpus shards into pieces. `text_bytes`: how much text it has encoded."""
+    """Encodes documents into pieces. `text_bytes`: how much text it has encoded."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype[Any], log: StageLog, total: int):
         self._encoder = BulkEncoder(tokenizer, dtype)
@@ -95,22 +123,22 @@ class _Packer:
         self._log, self._total = log, total
         self._done = self.text_bytes = 0
 
-    def pack_shard(self, shard: Path, piece: Path) -> None:
-        """Write the directory `piece`, unless it is there: SPLIT/DOMAIN.bin and .sizes.npy (int64 [documents, 2])."""
-        if piece.exists():
-            self._advance(pq.read_metadata(shard).num_rows)
+    def pack(self, work: Work) -> None:
+        """Write the piece, unless it is there: SPLIT/DOMAIN.bin and SPLIT/DOMAIN.sizes.npy (int64 [documents, 2])."""
+        if work.piece.exists():
+            self._advance(work.rows)
             return
-        working = piece.with_name(f"{piece.name}.working")
+        working = work.piece.with_name(f"{work.piece.name}.working")
         shutil.rmtree(working, ignore_errors=True)
         working.mkdir(parents=True)
         writers: dict[Group, _GroupWriter] = {}
-        for batch in read_batches(shard, ["text", "split", "domain"]):
+        for batch in read_batches(work.shard, ["text", "split", "domain"], work.row_groups):
             sizes = pc.binary_length(batch["text"]).to_pylist()
             groups = zip(batch["split"].to_pylist(), batch["domain"].to_pylist(), strict=True)
             documents = self._encoder.encode(batch["text"].to_pylist())
             for group, ids, size in zip(groups, documents, sizes, strict=True):
                 if group not in writers:
-                    writers[group] = _GroupWriter(_create(bin_path(working, *_checked(group, shard))))
+                    writers[group] = _GroupWriter(_create(bin_path(working, *_checked(group, work.shard))))
                 writers[group].file.write(self._bos + ids.tobytes() + self._eos)
                 writers[group].sizes.append((len(ids) + 2, size))
                 self.text_bytes += size
@@ -118,7 +146,7 @@ class _Packer:
         for group, writer in writers.items():
             writer.file.close()
             np.save(_sizes_path(working, group), np.array(writer.sizes, dtype=np.int64))
-        os.replace(working, piece)
+        os.replace(working, work.piece)
 
     def _advance(self, documents: int) -> None:
         self._done += documents

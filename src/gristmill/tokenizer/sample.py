@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..data.schema import part_files
 from ..errors import GristmillError
 
 BATCH_ROWS = 128
 
 
-def corpus_shards(corpus: Path) -> list[Path]:
-    """The corpus' Parquet files in order; GristmillError where there are none."""
-    shards = sorted((corpus / "documents").glob("part-*.parquet"))
-    if not shards:
-        raise GristmillError(f"{corpus} is not a corpus: documents/ holds no part-*.parquet")
-    return shards
-
-
-def read_batches(shard: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of one corpus shard, `BATCH_ROWS` at a time, so that no shard is ever whole in memory."""
+def read_batches(shard: Path, columns: list[str], row_groups: Sequence[int] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of one corpus file, or of some of its row groups, `BATCH_ROWS` at a time."""
     try:
         with pq.ParquetFile(shard) as file:
-            yield from file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
+            yield from file.iter_batches(batch_size=BATCH_ROWS, row_groups=row_groups, columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise GristmillError(f"{shard} is not a readable corpus file: {error}") from None
 
@@ -42,7 +35,7 @@ class Sample:
     """
 
     def __init__(self, corpus: Path, split: str, weights: Mapping[str, float], budget: int, seed: int):
-        self._shards = corpus_shards(corpus)
+        self._shards = part_files(corpus / "documents")
         self._split = split
         keys: dict[str, list[int]] = {}
         sizes: dict[str, list[int]] = {}

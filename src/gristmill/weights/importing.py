@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..artifact import Figures, Manifest, StageRun, build, hash_json
+from ..artifact import MANIFEST, Figures, Manifest, StageRun, build, hash_json
 from ..errors import GristmillError
 from ..events import StageLog
 from ..hardware import code_version
@@ -95,7 +95,7 @@ def _find(source: str, log: StageLog) -> Path:
 def _check_target(out: Path, source: Path) -> None:
     if out.resolve() == source or out.resolve() in source.parents:
         raise GristmillError(f"--out {out} would replace the model that is imported; give another directory")
-    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise GristmillError(f"--out {out} holds other files and is no artifact; give a new directory")
 
 
@@ -107,7 +107,8 @@ def _own_dtype(path: Path) -> str:
 
 
 def _identity(path: Path) -> str:
-    """A file's hash, or one over the names and hashes of a directory's own files."""
+    """A file's hash, or one over a directory's files by name, without a manifest, which holds times."""
     if path.is_file():
         return file_sha256(path)
-    return hash_json({file.name: file_sha256(file) for file in sorted(path.iterdir()) if file.is_file()})
+    files = (file for file in sorted(path.iterdir()) if file.is_file() and file.name != MANIFEST)
+    return hash_json({file.name: file_sha256(file) for file in files})

@@ -146,7 +146,7 @@ function charts(section) {
 }
 
 function image(section) {
-  return h("a", { href: section.src, class: "picture" }, h("img", { src: section.src, alt: section.alt, loading: "lazy" }));
+  return h("a", { href: section.src, class: "picture" }, h("img", { src: section.src, alt: section.alt }));
 }
 
 function lines(section) {
