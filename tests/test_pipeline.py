@@ -16,6 +16,7 @@ from gristmill.artifact import read_manifest, verify
 from gristmill.errors import GristmillError
 from gristmill.events import read_events
 from gristmill.pipeline import STAGES, lock, run, status
+from gristmill.weights.locate import locate_model
 
 SYLLABLES = ("ka", "lo", "min", "tar", "ve", "sun", "dri", "pel", "o", "gra", "shi", "ben", "tu", "wor", "li", "zan")
 
@@ -240,3 +241,12 @@ def test_a_manifest_is_of_the_stage_it_says(finished):
     assert manifest.figures["parameters"] == manifests["base"].figures["parameters"]
     assert manifest.config["training"]["steps"] == 30
     assert manifest.seed == 5
+
+
+def test_a_model_made_from_an_older_base_is_not_served_as_the_runs_model(finished, recipe, tmp_path):
+    directory, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    assert locate_model(copy).name == "sft"
+    run(recipe, copy, last="base", overrides=[*NO_DPO, "base.training.steps=31"])
+    assert locate_model(copy).name == "base"

@@ -13,7 +13,8 @@ from gristmill.data.clean import clean
 from gristmill.data.repetition import Repetition
 from gristmill.data.textbatch import TextBatch
 
-TEXT = st.lists(st.sampled_from(["a", "bb", "the", "é", "\n", "\n\n", "c,"]), max_size=80).map(" ".join).map(clean)
+WORDS = st.sampled_from([["a", "bb"], ["a", "bb", "the", "é", "\n", "\n\n", "c,"]])
+TEXT = WORDS.flatmap(lambda words: st.lists(st.sampled_from(words), max_size=80)).map(" ".join).map(clean)
 
 
 def repeated(parts: list[str]) -> list[str]:

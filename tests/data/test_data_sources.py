@@ -24,6 +24,7 @@ from gristmill.data.collect import collect, identity
 from gristmill.data.config import BooksConfig, CodeConfig, CollectConfig, DocsConfig, LocalSource, WebConfig
 from gristmill.data.corpus import domains, read_documents
 from gristmill.data.local import local_documents
+from gristmill.data.pydoc_pages import scrub
 from gristmill.data.schema import DOCUMENTS
 from gristmill.errors import GristmillError
 
@@ -94,9 +95,14 @@ def test_pages_hold_docstrings_but_no_value_path_or_address(tmp_path: Path) -> N
     assert "Simple JSON" in pages["json.decoder"]
     everything = "\n".join(pages.values())
     assert "executable=..." in pages["platform"]
-    assert not re.search(r"at 0x[0-9a-f]+|environ\(\{|file:", everything)
+    assert not re.search(r"at 0x[0-9a-f]+|environ\(\{|href=.file:", everything)
     for place in (str(sources.standard_library()), sys.prefix, sys.executable, str(tmp_path)):
         assert place not in everything
+
+
+def test_addresses_and_the_library_s_directory_are_scrubbed() -> None:
+    page = f"<p>&lt;object at 0x7f3a12c0&gt; in {sources.standard_library()}/os.py, 0x7f stays</p>"
+    assert scrub(page) == "<p>&lt;object&gt; in /os.py, 0x7f stays</p>"
 
 
 def test_a_module_that_fells_the_process_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

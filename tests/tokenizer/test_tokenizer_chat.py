@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_rooms import HARD_TEXTS, turn
 from transformers import AutoTokenizer
@@ -72,6 +72,7 @@ def test_the_mask_covers_reply_and_end_of_turn(tokenizer: Tokenizer) -> None:
     assert len(mask) == len(ids)
 
 
+@settings(deadline=None)
 @given(messages=MESSAGES, reply=CONTENT)
 def test_a_shorter_chat_is_a_prefix(tokenizer: Tokenizer, messages: list[dict[str, str]], reply: str) -> None:
     ids = tokenizer.chat_ids(messages)
@@ -82,6 +83,7 @@ def test_a_shorter_chat_is_a_prefix(tokenizer: Tokenizer, messages: list[dict[st
     assert tokenizer.chat_ids([*messages, turn("assistant", reply)])[: len(prompt)] == prompt
 
 
+@settings(deadline=None)
 @given(messages=MESSAGES)
 def test_special_tokens_come_from_the_template_alone(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> None:
     ids, mask = tokenizer.chat_ids_with_mask(messages)

@@ -91,10 +91,10 @@ def test_a_template_without_generation_gives_no_mask(smollm: Path) -> None:
 
 
 def test_the_mask_of_a_foreign_template_equals_transformers(tmp_path: Path) -> None:
-    """Spans that begin and end inside a token; a post-processor that trims offsets changes nothing."""
+    """Spans that begin inside a token or end in spaces; a post-processor that trims offsets changes nothing."""
     template = (
-        "{% for m in messages %}{% if m.role == 'assistant' %}Bot:\n{%- generation -%} \n {{ m.content }}!"
-        "{% endgeneration %}!{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}Bot:\n{%- generation -%} \n {{ m.content }}! "
+        "  {% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
     )
     config = {"eos_token": "<|im_end|>", "chat_template": template}
 

@@ -48,6 +48,7 @@ TANGLED = st.lists(
 IDS = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=60)
 
 
+@settings(deadline=None)
 @given(text=TEXT)
 def test_round_trip(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -66,6 +67,7 @@ def test_encode_batch_is_encode(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode_batch([]) == []
 
 
+@settings(deadline=None)
 @given(text=TEXT)
 def test_token_bytes_sum_to_the_length_of_the_text(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
@@ -84,6 +86,7 @@ def test_lone_surrogates_become_the_replacement_character(tokenizer: Tokenizer) 
     assert tokenizer.encode_batch([text]) == [tokenizer.encode(text)]
 
 
+@settings(deadline=None)
 @given(ids=IDS)
 def test_decode_equals_the_library(tokenizer: Tokenizer, directory: Path, ids: list[int]) -> None:
     library = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -98,6 +101,7 @@ def test_decode_of_special_and_unused_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(np.array(ids)) == "grain"
 
 
+@settings(deadline=None)
 @given(ids=IDS, skip=st.booleans())
 def test_stream_joins_to_decode(tokenizer: Tokenizer, ids: list[int], skip: bool) -> None:
     stream = tokenizer.stream(skip_special_tokens=skip)
@@ -105,6 +109,7 @@ def test_stream_joins_to_decode(tokenizer: Tokenizer, ids: list[int], skip: bool
     assert "".join(pushed) + stream.finish() == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
+@settings(deadline=None)
 @given(text=TEXT)
 def test_stream_never_breaks_a_character(tokenizer: Tokenizer, text: str) -> None:
     """Of valid text each push gives the next characters that are whole, and all that are."""
@@ -139,7 +144,7 @@ def test_bulk_encoding_gives_the_same_ids(any_directory: Path, dtype: str) -> No
         assert {ids.dtype for ids in encoded} == {np.dtype(dtype)}
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(text=st.one_of(TANGLED, TEXT))
 def test_bulk_encoding_of_tangled_text(any_directory: Path, text: str) -> None:
     tokenizer = _loaded(any_directory)

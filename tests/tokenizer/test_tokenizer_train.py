@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizer_rooms import HARD_TEXTS, VOCAB_SIZE, WEIGHTS, example_shards, files_of, stage_run, write_corpus
@@ -133,6 +133,7 @@ def test_figures(trained: tuple[Path, dict[str, Any]], tokenizer: Tokenizer) -> 
     json.dumps(figures)
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 10**9),
     st.dictionaries(

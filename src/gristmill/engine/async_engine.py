@@ -192,6 +192,7 @@ class AsyncEngine:
                 per_loop.setdefault(generation.loop, []).append((generation, output))
                 if output.finish_reason is not None:
                     del self._open[output.request.id]
+            self._changed.notify_all()
         for loop, batch in per_loop.items():
             try:
                 loop.call_soon_threadsafe(_put_all, batch)

@@ -49,7 +49,8 @@ def quantize(config: QuantizeConfig, run: StageRun) -> Figures:
     reloaded = load_model(run.out)
     after = None if text is None else text.measure(reloaded)
     report = _report(layers, before, after, _weight_bytes(source), _weight_bytes(run.out))
-    write_json(run.out / REPORT, report | {"unquantized_dtype": dtype_name(dtype), "layers": layers})
+    details = {"method": METHOD, "unquantized_dtype": dtype_name(dtype), "layers": layers}
+    write_json(run.out / REPORT, report | details)
     return report | {"quantize_seconds": round(seconds, 3)}
 
 
@@ -122,7 +123,6 @@ def _report(
 ) -> Figures:
     errors = [layer["relative_error"] for layer in layers]
     report: Figures = {
-        "method": METHOD,
         "bytes_before": bytes_before,
         "bytes_after": bytes_after,
         "compression": round(bytes_before / bytes_after, 4),

@@ -76,19 +76,16 @@ class Service:
     async def answer(
         self, request: Request, body: GenerationRequest, reply: Reply, generation: Generation, choices: int
     ) -> Response:
-        """The whole reply, or the response that streams it. Either ends the generation when the client leaves."""
-        watcher = asyncio.create_task(_abort_on_disconnect(request, generation))
+        """The whole reply, or the response that streams it."""
+        watcher = asyncio.create_task(_abort_at_the_end(request, generation))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
         if body.stream:
             events = _events(generation, reply, choices, body.include_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers=SSE_HEADERS)
-        try:
-            async for _, output in generation:
-                if output.error is not None:
-                    raise api_error(output.error) from output.error
-        finally:
-            generation.abort()
+        async for _, output in generation:
+            if output.error is not None:
+                raise api_error(output.error) from output.error
         return JSONResponse(reply.whole(generation.requests, usage_of(generation.requests, choices)))
 
     def cache_usage(self) -> float:
@@ -188,36 +185,34 @@ def _add_inspection(app: FastAPI, service: Service) -> None:
 async def _events(generation: Generation, reply: Reply, choices: int, include_usage: bool) -> AsyncIterator[str]:
     """The reply as server-sent events. An error in the middle is an event too, and then the end."""
     written = [0] * len(generation.requests)
-    try:
-        for index in range(len(generation.requests)):
-            for chunk in reply.opening(index):
-                yield _event(chunk)
-        async for index, output in generation:
-            if output.error is not None:
-                yield _event(api_error(output.error).body)
-                return
-            request, start = output.request, written[index]
-            end = start + len(output.new_token_ids)
-            if output.finish_reason is not None:
-                end = min(end, num_said(request))
-            written[index] = end
-            if output.text or (request.params.logprobs and end > start):
-                yield _event(reply.piece(index, request, output.text, start, end))
-            if output.finish_reason is not None:
-                yield _event(reply.ending(index, output.finish_reason))
-        if include_usage:
-            yield _event(reply.usage_chunk(usage_of(generation.requests, choices)))
-        yield "data: [DONE]\n\n"
-    finally:
-        generation.abort()
+    for index in range(len(generation.requests)):
+        for chunk in reply.opening(index):
+            yield _event(chunk)
+    async for index, output in generation:
+        if output.error is not None:
+            yield _event(api_error(output.error).body)
+            return
+        request, start = output.request, written[index]
+        end = start + len(output.new_token_ids)
+        if output.finish_reason is not None:
+            end = min(end, num_said(request))
+        written[index] = end
+        if output.text or (request.params.logprobs and end > start):
+            yield _event(reply.piece(index, request, output.text, start, end))
+        if output.finish_reason is not None:
+            yield _event(reply.ending(index, output.finish_reason))
+    if include_usage:
+        yield _event(reply.usage_chunk(usage_of(generation.requests, choices)))
+    yield "data: [DONE]\n\n"
 
 
 def _event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-async def _abort_on_disconnect(request: Request, generation: Generation) -> None:
-    """End the generation when the client leaves; the server says the same once the response is complete."""
+async def _abort_at_the_end(request: Request, generation: Generation) -> None:
+    """Give up what still runs when the client leaves, or when the response ended early because one choice failed: the
+    web server reports both as a disconnect."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     generation.abort()

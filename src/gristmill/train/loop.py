@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,10 +37,6 @@ class LossSum:
     sums: dict[str, float] = field(default_factory=dict)
 
 
-class LossFunction(Protocol[BatchT]):
-    def __call__(self, model: Decoder, batch: BatchT) -> LossSum: ...
-
-
 @dataclass(frozen=True)
 class TrainResult:
     """`history` has one entry per logged step; `seconds` and `tokens` count only the steps this process ran."""
@@ -54,7 +50,7 @@ def train(
     model: Decoder,
     batch_at: Callable[[int], BatchT],
     split: Callable[[BatchT], list[BatchT]],
-    loss_function: LossFunction[BatchT],
+    loss_function: Callable[[Decoder, BatchT], LossSum],
     config: TrainingConfig,
     run: StageRun,
     evaluate: Callable[[Decoder, int], dict[str, float]] | None = None,
@@ -105,7 +101,7 @@ def train(
 def _step(
     model: Decoder,
     micro_batches: list[BatchT],
-    loss_function: LossFunction[BatchT],
+    loss_function: Callable[[Decoder, BatchT], LossSum],
     optimizer: torch.optim.Optimizer,
     config: TrainingConfig,
     precision: str,
@@ -117,7 +113,7 @@ def _step(
     for batch in micro_batches:
         with autocast(precision, device):
             loss = loss_function(model, batch)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         total += float(loss.total.detach())
         weight += loss.weight
         for key, value in loss.sums.items():

@@ -23,9 +23,7 @@ def weighted_cross_entropy(hidden_NC: Tensor, head_VC: Tensor, targets_N: Tensor
     keep = weights_N != 0
     if not bool(keep.all()):
         hidden_NC, targets_N, weights_N = hidden_NC[keep], targets_N[keep], weights_N[keep]
-    total: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_NC, head_VC, targets_N, weights_N, torch.is_grad_enabled()
-    )
+    total: Tensor = _ChunkedCrossEntropy.apply(hidden_NC, head_VC, targets_N, weights_N, torch.is_grad_enabled())
     return total
 
 

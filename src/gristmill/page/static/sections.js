@@ -21,7 +21,7 @@ export class Sections {
   constructor(panel, context) {
     this.panel = panel;
     this.context = context;
-    this.shown = new Map(); // id -> { json, node, charts }
+    this.shown = new Map(); // id -> { json, section, node, charts }
   }
 
   render(sections) {
@@ -31,9 +31,8 @@ export class Sections {
       const old = this.shown.get(section.id);
       if (old && old.json === json) {
         next.set(section.id, old);
-      } else if (old && old.charts && section.kind === "charts" && sameCharts(old.section, section)) {
-        old.charts.forEach((chart) => chart.setRows(section.rows));
-        next.set(section.id, { ...old, json, section });
+      } else if (old && old.charts && section.kind === "charts" && old.section.note === section.note) {
+        next.set(section.id, { ...old, json, section, charts: growCharts(old, section) });
       } else {
         next.set(section.id, { json, section, ...this.#build(section) });
       }
@@ -68,8 +67,19 @@ export class Sections {
   }
 }
 
-function sameCharts(a, b) {
-  return JSON.stringify(a.charts) === JSON.stringify(b.charts) && a.title === b.title && a.note === b.note;
+/** Charts whose quantities stay keep their elements, with an open table or a cursor in them; new ones join. */
+function growCharts(old, section) {
+  const kept = new Map(old.charts.map((chart) => [chart.spec.title, chart]));
+  const specs = section.charts.map((spec) => ({ x: section.x, ...spec }));
+  const next = specs.map((spec) => {
+    const chart = kept.get(spec.title);
+    return chart && JSON.stringify(chart.spec) === JSON.stringify(spec) ? chart : new Chart(spec);
+  });
+  if (next.length !== old.charts.length || next.some((chart, i) => chart !== old.charts[i])) {
+    old.node.querySelector(".charts").replaceChildren(...next.map((chart) => chart.node));
+  }
+  next.forEach((chart) => chart.setRows(section.rows));
+  return next;
 }
 
 function figures(section) {
