@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -11,6 +12,7 @@ from engine_fixtures import greedy_by_full_forward, make_model
 from gristmill.engine.llm import LLM
 from gristmill.engine.sampling import RequestError, SamplingParams
 from gristmill.errors import GristmillError
+from gristmill.weights.hf import save_model
 
 GREEDY = SamplingParams(max_tokens=20, temperature=0.0)
 
@@ -176,6 +178,26 @@ def test_mistakes_are_named_before_any_work(model, tokenizer, prompts, params, n
 def test_limits_that_cannot_be(model, tokenizer, limits, named):
     with pytest.raises(GristmillError, match=named):
         LLM.from_model(model, tokenizer, **limits)
+
+
+def test_a_model_directory(model, tokenizer, tmp_path):
+    """Weights, tokenizer and end tokens all come from the directory; a run directory leads to it."""
+    directory = tmp_path / "artifacts" / "sft"
+    save_model(model, directory, tokenizer.directory)
+    prompts = prompts_of([4, 9])
+    expected = llm_of(model, tokenizer).generate(prompts, GREEDY)
+    assert LLM(directory, "float32", device="cpu", max_num_seqs=2).generate(prompts, GREEDY) == expected
+    assert LLM(tmp_path, torch.float32, device="cpu").generate(prompts, GREEDY) == expected
+    low = LLM(directory, "bfloat16", device="cpu")
+    assert low.engine.runner.cache.keys[0].dtype == torch.bfloat16
+    assert len(low.generate(prompts, GREEDY)) == 2
+    end = expected[0].token_ids[3]
+    settings = json.loads((directory / "generation_config.json").read_text())
+    (directory / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [1, end]}))
+    (stopped,) = LLM(directory, device="cpu").generate(prompts[:1], GREEDY)
+    assert stopped.token_ids == expected[0].token_ids[: expected[0].token_ids.index(end) + 1]
+    with pytest.raises(GristmillError, match="dtype is 'float8'"):
+        LLM(directory, "float8")
 
 
 def test_stream_joins_to_the_whole_and_closing_frees_the_slot(model, tokenizer):

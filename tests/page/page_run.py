@@ -291,7 +291,8 @@ def attention_picture() -> bytes:
 
 def proportion(right: int) -> dict[str, Any]:
     share = right / 100
-    return {"correct": right, "tasks": 100, "accuracy": share, "low": max(0.0, share - 0.09), "high": share + 0.09}
+    found = {"correct": right, "tasks": 100, "accuracy": share, "low": max(0.0, share - 0.09), "high": share + 0.09}
+    return {**found, "families": {"copy_words": found}}
 
 
 def make_evaluation(run) -> dict[str, Any]:

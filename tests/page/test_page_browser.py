@@ -32,10 +32,6 @@ def foreign(browser: Browser, *addresses: str) -> list[str]:
     return [url for url in browser.requests if not url.startswith(own)]
 
 
-def quoted(text: str) -> str:
-    return f"'{text}'"
-
-
 def test_every_panel_shows_real_rows_and_nothing_untrusted_runs(browser, finished_run):
     app, _ = model_server([])
     with serving(app) as server, serving(make_app(finished_run, server_url=server)) as address:
@@ -46,7 +42,7 @@ def test_every_panel_shows_real_rows_and_nothing_untrusted_runs(browser, finishe
             browser.wait_for(f"document.querySelectorAll('#panel-{key} .section').length > 1")
             assert browser.evaluate(f"document.querySelector('#stage-{key}').getAttribute('aria-expanded')") == "true"
         assert browser.evaluate("document.querySelectorAll('.section.kind-empty').length") == 0
-        assert browser.evaluate("document.querySelectorAll('#panel-data tbody tr').length") == 4
+        assert browser.evaluate("document.querySelectorAll('[data-id=sources] tbody tr').length") == 4
         assert "onerror" in browser.evaluate("document.querySelector('#panel-data pre').textContent")
         assert browser.evaluate("document.querySelectorAll('img').length") == 1  # the attention picture, no other
         browser.wait_for("document.querySelector('#panel-artifacts img').naturalWidth === 160")
@@ -172,6 +168,7 @@ def test_nothing_is_wider_than_the_window_in_either_scheme(browser, finished_run
         browser.prefer(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
         browser.open(f"{address}/{ALL}")
         browser.wait_for(READY)
+        browser.wait_for("document.querySelector('.metrics table')")
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         background = browser.evaluate("getComputedStyle(document.documentElement).backgroundColor")
         red = int(background.removeprefix("rgb(").split(",")[0])

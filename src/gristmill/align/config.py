@@ -14,6 +14,14 @@ class SFTConfig(BaseModel):
 
     tasks: int = Field(gt=0, description="Training tasks generated; prompts of the held-out split never occur.")
     training: TrainingConfig = Field(description="The training loop.")
+    replay_sequences: int = Field(
+        default=0,
+        ge=0,
+        description="Sequences of pre-training text in each step, so that the model keeps its language.",
+    )
+    replay_weight: float = Field(
+        default=0.5, gt=0, lt=1, description="Share of the loss that those sequences have, where there are any."
+    )
     accuracy_tasks: int = Field(default=200, gt=0, description="Held-out tasks answered before and after.")
     max_answer_tokens: int = Field(default=16, gt=0, description="Longest reply when tasks are answered.")
 

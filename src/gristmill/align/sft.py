@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from dataclasses import replace
+
+import torch
 
 from ..artifact import Figures, StageRun, write_json, write_text
 from ..errors import GristmillError
 from ..evaluate.tasks import Task, make_tasks
+from ..model.decoder import Decoder
+from ..tokenizer.store import TokenStore
 from ..tokenizer.tokenizer import Tokenizer
-from ..train.data import ConversationBatches, TokenBatch
+from ..train.data import ConversationBatches, PretrainBatches, TokenBatch
 from ..train.loop import next_token_loss, train
 from ..weights.hf import save_model
 from ..weights.load import load_model
@@ -27,8 +31,16 @@ def sft(config: SFTConfig, run: StageRun) -> Figures:
     _check_fits(examples, model.config.max_seq_len)
     before = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
     batches = ConversationBatches(examples, config.training.batch_size, tokenizer.pad_id, run.seed)
-    split = partial(TokenBatch.split, size=config.training.micro_batch_size)
-    result = train(model, batches, split, next_token_loss, config.training, run)
+    replay = _replay_batches(config, run, model, tokenizer)
+
+    def parts_at(step: int) -> list[TokenBatch]:
+        conversations = batches(step)
+        return [conversations] if replay is None else [conversations, _weighted(replay(step), conversations, config)]
+
+    def split(parts: list[TokenBatch]) -> list[TokenBatch]:
+        return [micro for part in parts for micro in part.split(config.training.micro_batch_size)]
+
+    result = train(model, parts_at, split, next_token_loss, config.training, run)
     model.to("cpu")
     after = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
     save_model(model, run.out, run.inputs["base"])
@@ -42,6 +54,28 @@ def sft(config: SFTConfig, run: StageRun) -> Figures:
         "accuracy_tasks": config.accuracy_tasks,
         "steps_per_second": round(result.steps_run / max(result.seconds, 1e-9), 2),
     }
+
+
+def _replay_batches(config: SFTConfig, run: StageRun, model: Decoder, tokenizer: Tokenizer) -> PretrainBatches | None:
+    """Pre-training text to mix in, drawn as pre-training draws it but from another seed."""
+    if not config.replay_sequences:
+        return None
+    store = TokenStore.open(run.inputs["tokens"])
+    return PretrainBatches(
+        store,
+        config.replay_sequences,
+        model.config.max_seq_len,
+        run.seed + 1,
+        document_mask=False,
+        bos_id=tokenizer.bos_id,
+    )
+
+
+def _weighted(replay: TokenBatch, conversations: TokenBatch, config: SFTConfig) -> TokenBatch:
+    """The replayed text with weights that give it `replay_weight` of the step's whole weight."""
+    share = config.replay_weight / (1 - config.replay_weight)
+    weight = share * float(conversations.weights_BT.sum()) / replay.weights_BT.numel()
+    return replace(replay, weights_BT=torch.full_like(replay.weights_BT, weight))
 
 
 def _conversation(task: Task) -> list[dict[str, str]]:

@@ -32,7 +32,7 @@ class Request:
     closed: bool = False  # whether the last token is the model's own end, which is no part of the text
     rng: random.Random = field(init=False)
     arrived: float = field(default_factory=time.monotonic)
-    scheduled: float | None = None
+    scheduled: float | None = None  # when it was first part of a step
     token_times: tuple[float, float] | None = None  # when the last token came, and the one before (or the arrival)
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import json
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +54,8 @@ def page(target: str, port: int = 8080, host: str = "127.0.0.1") -> None:
     print(f"page of {target}: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     app.state.stopping = lambda: server.should_exit  # open event streams end then; the server waits for them
-    server.run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how a page ends
+        server.run(sockets=[listener])
 
 
 def parse_target(target: str) -> tuple[Path | None, str]:

@@ -55,6 +55,9 @@ class Run:
         except OSError:
             return False
 
+    def is_running(self) -> bool:
+        return self.state().state == "running" and not self.abandoned()
+
     def stage(self, name: str) -> StageState:
         return self.state().stage(name)
 

@@ -15,7 +15,7 @@ ALIGNED = ("base", "sft", "dpo")
 
 # Known quantities of the training log: the chart they share, its unit, and what the line is called.
 CHARTS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    ("Loss", "nats per token", (("loss", "train"), ("validation_loss", "validation"))),
+    ("Loss", "", (("loss", "train"), ("validation_loss", "validation"))),
     ("Validation", "bits per byte", (("validation_bits_per_byte", "validation"),)),
     ("Learning rate", "", (("learning_rate", "learning rate"),)),
     ("Speed", "tokens per second", (("tokens_per_second", "tokens/s"),)),
@@ -126,7 +126,8 @@ def curves(run: Run, stage: str, title: str) -> Section:
     if not rows:
         return missing(run, stage, title)
     keys = {key for row in rows for key in row} - {"step"}
-    return charts(f"curves-{stage}", title, stage, chart_specs(keys), thinned(rows))
+    specs = chart_specs(keys, loss_unit="−log σ(margin)" if stage == "dpo" else "nats per token")
+    return charts(f"curves-{stage}", title, stage, specs, thinned(rows))
 
 
 def metric_rows(state: StageState, tokens: int | None) -> list[dict[str, Any]]:
@@ -150,13 +151,13 @@ def tokens_per_step(run: Run, stage: str) -> int | None:
     return int(batch * length) if batch and length else None
 
 
-def chart_specs(keys: set[str]) -> list[dict[str, Any]]:
+def chart_specs(keys: set[str], loss_unit: str) -> list[dict[str, Any]]:
     """Which charts the quantities make: the known ones together, every other in a chart of its own."""
     specs = []
     for title, unit, wanted in CHARTS:
         series = [{"key": key, "label": label} for key, label in wanted if key in keys]
         if series:
-            specs.append({"title": title, "unit": unit, "series": series})
+            specs.append({"title": title, "unit": loss_unit if title == "Loss" else unit, "series": series})
         keys = keys - {key for key, _ in wanted}
     for key in sorted(keys):
         label = key.replace("_", " ")
@@ -272,8 +273,23 @@ def differences(run: Run) -> Section | None:
     if not rows:
         return None
     labels = ("change", _interval_label(report), "tasks")
-    note = "Paired: the same tasks before and after. An interval that holds zero shows no change."
+    note = "Paired: the same tasks before and after. An interval that holds zero tells no change from chance."
     return intervals("differences", "What each step changed", "percent-change", labels, rows, note=note)
+
+
+def families(run: Run) -> Section | None:
+    """Accuracy by kind of task, model by model."""
+    models = as_dict(as_dict(as_dict(run.json("evaluation", "report.json")).get("tasks")).get("models"))
+    by_model = {name: as_dict(as_dict(score).get("families")) for name, score in models.items()}
+    names = dict.fromkeys(family for found in by_model.values() for family in found)
+    if not names:
+        return None
+    rows = [
+        (family.replace("_", " "), *(as_dict(found.get(family)).get("accuracy") for found in by_model.values()))
+        for family in names
+    ]
+    columns = [("family", "text"), *((name, "percent") for name in by_model)]
+    return table("families", "Accuracy by kind of task", columns, rows)
 
 
 def _interval_label(report: dict[str, Any]) -> str:
@@ -353,4 +369,4 @@ def _unit(key: str, value: Any) -> str:
 
 ARCHITECTURE = (shape, parameter_split, memory_per_token)
 PRETRAINING = (pretraining_curves, pretraining_figures, against_gzip, continuations, notes)
-ALIGNMENT = (accuracy, differences, sft_curves, dpo_curves, replies, preference_pairs, conversations)
+ALIGNMENT = (accuracy, differences, families, sft_curves, dpo_curves, replies, preference_pairs, conversations)

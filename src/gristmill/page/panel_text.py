@@ -10,6 +10,7 @@ from .play import run_tokenizer, vocabulary_entries
 from .sections import Section, documents, figures, lines, missing, table
 
 PLAY_TEXT = "The quick brown fox can't count to 12345, but it can say naïve 東京 and <|im_end|>."
+SHOWN_SOURCES = 12
 SHOWN_MERGES = 40
 SHOWN_LONGEST = 40
 
@@ -17,31 +18,56 @@ SHOWN_LONGEST = 40
 # ---- data
 
 
-def sources(run: Run) -> Section:
-    """Documents and bytes of each source, counted in the tables themselves."""
+def collected_domains(run: Run) -> Section:
+    """Documents and bytes of each domain, counted in the tables themselves."""
     directory = run.artifact("collected")
     if directory is None:
         return missing(run, "collected", "Collected text")
-    rows = [
-        (row["source"], row["domain"], row["license"], row["documents"], row["bytes"])
-        for row in count_by(directory / "documents", _hash(run, "collected"), ("source", "domain", "license"))
-    ]
-    columns = [
-        ("source", "text"),
-        ("domain", "text"),
-        ("license", "text"),
-        ("documents", "count"),
-        ("text", "bytes+bar"),
-    ]
-    return table("sources", "Collected text", columns, rows)
+    counted = count_by(directory / "documents", _hash(run, "collected"), ("domain",))
+    rows = [(row["domain"], row["documents"], row["bytes"]) for row in counted]
+    return table("domains", "By domain", [("domain", "text"), ("documents", "count"), ("text", "bytes+bar")], rows)
 
 
-def collected_samples(run: Run) -> Section | None:
+def collected_languages(run: Run) -> Section | None:
     directory = run.artifact("collected")
     if directory is None:
         return None
-    found = samples_by(directory / "documents", _hash(run, "collected"), "source", 2)
-    return documents("collected-samples", "Documents as they were collected", [_document(row) for row in found])
+    counted = count_by(directory / "documents", _hash(run, "collected"), ("language",))
+    rows = [(row["language"], row["documents"], row["bytes"]) for row in counted]
+    columns = [("language", "text"), ("documents", "count"), ("text", "bytes+bar")]
+    return table("languages", "By language", columns, rows)
+
+
+def sources(run: Run) -> Section | None:
+    """Every source with its licence, the largest first."""
+    rows = [(row["source"], row["domain"], row["documents"], row["bytes"], row["license"]) for row in _sources(run)]
+    columns = [
+        ("source", "text"),
+        ("domain", "text"),
+        ("documents", "count"),
+        ("text", "bytes+bar"),
+        ("license", "text"),
+    ]
+    return table("sources", "By source", columns, rows, wide=True) if rows else None
+
+
+def _sources(run: Run) -> list[dict[str, Any]]:
+    directory = run.artifact("collected")
+    if directory is None:
+        return []
+    counted = count_by(directory / "documents", _hash(run, "collected"), ("source", "domain", "license"))
+    return sorted(counted, key=lambda row: (-(row["bytes"] or row["documents"]), row["source"]))
+
+
+def collected_samples(run: Run) -> Section | None:
+    """The first document of each of the largest sources."""
+    directory = run.artifact("collected")
+    if directory is None:
+        return None
+    firsts = {row["source"]: row for row in samples_by(directory / "documents", _hash(run, "collected"), "source", 1)}
+    largest = dict.fromkeys(row["source"] for row in _sources(run))
+    items = [_document(firsts[source]) for source in list(largest)[:SHOWN_SOURCES]]
+    return documents("collected-samples", "Documents as they were collected", items)
 
 
 def _document(row: dict[str, Any]) -> dict[str, Any]:
@@ -115,9 +141,8 @@ def reasons(run: Run) -> Section | None:
     if directory is None:
         return None
     counted = count_by(directory / "removed", _hash(run, "corpus"), ("reason",))
-    rows = [(row["reason"], row["documents"], row["bytes"]) for row in counted]
-    rows.sort(key=lambda row: (-row[1], row[0]))
-    columns = [("reason", "text"), ("documents", "count+bar"), ("text", "bytes")]
+    rows = sorted(((row["reason"], row["documents"]) for row in counted), key=lambda row: (-row[1], row[0]))
+    columns = [("reason", "text"), ("documents", "count+bar")]
     return table("reasons", "Why documents were removed", columns, rows) if rows else None
 
 
@@ -162,7 +187,7 @@ def removed_samples(run: Run) -> Section | None:
     directory = run.artifact("corpus")
     if directory is None:
         return None
-    found = samples_by(directory / "removed", _hash(run, "corpus"), "reason", 2)
+    found = samples_by(directory / "removed", _hash(run, "corpus"), "reason", 1)
     items = []
     for row in found:
         twin = f"; the like of document {row['duplicate_of']}" if row.get("duplicate_of") else ""
@@ -226,7 +251,7 @@ def packed_tokens(run: Run) -> Section:
         ("training documents", "count"),
         ("mixture weight", "percent"),
     ]
-    return table("packed", "Packed tokens", columns, rows, f"Stored as {meta.get('dtype', 'integers')}.")
+    return table("packed", "Packed tokens", columns, rows, f"Stored as {meta.get('dtype', 'integers')}.", wide=True)
 
 
 def special_tokens(run: Run) -> Section | None:
@@ -256,17 +281,19 @@ def merges(run: Run) -> Section | None:
 
 
 def longest_tokens(run: Run) -> Section | None:
+    """The longest entries with a letter in them: whole words that the corpus is full of."""
     tokenizer = run_tokenizer(run)
     if tokenizer is None:
         return None
-    entries = sorted(vocabulary_entries(tokenizer), key=lambda e: (-e["bytes"], e["id"]))[:SHOWN_LONGEST]
-    return lines("longest", f"The {len(entries)} longest entries", [_quoted(e["text"]) for e in entries])
+    words = [e for e in vocabulary_entries(tokenizer) if e["bytes"] and any(c.isalpha() for c in e["text"])]
+    words.sort(key=lambda e: (-e["bytes"], e["id"]))
+    return lines("longest", "The longest words", [_quoted(e["text"]) for e in words[:SHOWN_LONGEST]])
 
 
 def _quoted(text: str) -> str:
     return repr(text)[1:-1].replace(" ", "·")
 
 
-DATA = (sources, collected_samples)
+DATA = (collected_domains, collected_languages, sources, collected_samples)
 PROCESSING = (kept_and_removed, reasons, funnel, personal_data, near_duplicates, mixture, removed_samples)
-TOKENIZATION = (vocabulary_figures, play, fertility, packed_tokens, special_tokens, merges, longest_tokens)
+TOKENIZATION = (vocabulary_figures, play, fertility, special_tokens, packed_tokens, merges, longest_tokens)

@@ -99,5 +99,7 @@ def missing(run: Run, stage: str, title: str) -> Section:
     """The empty section of an artifact that is not there: still being made, or not begun."""
     if run.stage(stage).state == "running":
         return empty(stage, title, f"The stage {stage} is running; what it finds shows here when it is done.")
+    if run.is_running():
+        return empty(stage, title, f"The run has not come to the stage {stage} yet.")
     command = f"gristmill run {run.directory} --until {stage}"
     return empty(stage, title, f"No artifact {stage} in this run yet. This makes it:", command)

@@ -1,0 +1,1 @@
+"""The server room: an engine behind an OpenAI-compatible HTTP API; `serve.serve` is the way in."""

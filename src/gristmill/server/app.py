@@ -215,3 +215,4 @@ async def _abort_at_the_end(request: Request, generation: Generation) -> None:
     web server reports both as a disconnect."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    generation.abort()

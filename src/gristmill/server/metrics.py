@@ -41,6 +41,7 @@ class Metrics:
         self.generation_tokens = 0
         self.finished = dict.fromkeys(FINISHED_REASONS, 0)
         self.rejected = 0
+        self.request_queue_time = Histogram(SECONDS)
         self.time_to_first_token = Histogram(SECONDS)
         self.inter_token_latency = Histogram(SECONDS)
         self.e2e_request_latency = Histogram(SECONDS)
@@ -54,7 +55,9 @@ class Metrics:
                     now, before = request.token_times
                     first = len(request.output_ids) == 1
                     self.generation_tokens += 1
-                    self.prompt_tokens += len(request.prompt_ids) if first else 0
+                    if first and request.scheduled is not None:
+                        self.prompt_tokens += len(request.prompt_ids)
+                        self.request_queue_time.observe(request.scheduled - request.arrived)
                     (self.time_to_first_token if first else self.inter_token_latency).observe(now - before)
                     if output.finish_reason is not None:
                         self.e2e_request_latency.observe(now - request.arrived)
@@ -81,6 +84,7 @@ class Metrics:
         yield _head("request_success_total", "counter", "Requests that ended, by reason.")
         for reason, count in self.finished.items():
             yield f'vllm:request_success_total{{{self._model},finished_reason="{reason}"}} {count}\n'
+        yield from self._histogram("request_queue_time_seconds", "Arrival to first step.", self.request_queue_time)
         yield from self._histogram("time_to_first_token_seconds", "Arrival to first token.", self.time_to_first_token)
         yield from self._histogram("inter_token_latency_seconds", "Token to next token.", self.inter_token_latency)
         yield from self._histogram("e2e_request_latency_seconds", "Arrival to last token.", self.e2e_request_latency)

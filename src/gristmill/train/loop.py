@@ -24,6 +24,7 @@ from .losses import weighted_cross_entropy
 from .schedule import cosine_with_warmup
 
 BatchT = TypeVar("BatchT")
+MicroBatchT = TypeVar("MicroBatchT")
 
 
 @dataclass
@@ -49,8 +50,8 @@ class TrainResult:
 def train(
     model: Decoder,
     batch_at: Callable[[int], BatchT],
-    split: Callable[[BatchT], list[BatchT]],
-    loss_function: Callable[[Decoder, BatchT], LossSum],
+    split: Callable[[BatchT], list[MicroBatchT]],
+    loss_function: Callable[[Decoder, MicroBatchT], LossSum],
     config: TrainingConfig,
     run: StageRun,
     evaluate: Callable[[Decoder, int], dict[str, float]] | None = None,
@@ -59,6 +60,7 @@ def train(
     """Train `model` in place for `config.steps` steps, from the newest checkpoint in `run.scratch` if there is one.
 
     `batch_at(step)` must depend on the step alone: that is what makes a resumed run equal to an undisturbed one.
+    `split` cuts a step's batch into the micro-batches whose gradients are summed.
     `evaluate` is called every `evaluate_every` steps and at the end; its figures join the history.
     """
     device = resolve_device(config.device)
@@ -100,8 +102,8 @@ def train(
 
 def _step(
     model: Decoder,
-    micro_batches: list[BatchT],
-    loss_function: Callable[[Decoder, BatchT], LossSum],
+    micro_batches: list[MicroBatchT],
+    loss_function: Callable[[Decoder, MicroBatchT], LossSum],
     optimizer: torch.optim.Optimizer,
     config: TrainingConfig,
     precision: str,

@@ -4,7 +4,7 @@ import { h, svg, throttle } from "./dom.js";
 import { compact, format, number } from "./format.js";
 
 const HEIGHT = 200;
-const MARGIN = { left: 56, right: 14, top: 10, bottom: 30 };
+const MARGIN = { left: 56, right: 22, top: 10, bottom: 30 };
 const REDRAW_MS = 250;
 const DOTS_BELOW = 40;
 const TABLE_ROWS = 200;

@@ -22,6 +22,7 @@ class Chat {
     this.input = h("textarea", { id: "chat-input", rows: "2", placeholder: "Ask the model" });
     this.stop = h("button", { type: "button", hidden: true, on: { click: () => this.abort?.abort() } }, "Stop");
     this.metrics = h("div", { class: "metrics" });
+    this.metricRows = h("tbody");
     this.node = h("div", { class: "chat-box" },
       h("form", { class: "server", on: { submit: (event) => this.#submit(event, () => this.connect()) } },
         h("label", { for: this.url.id }, "Server"), this.url, h("button", { type: "submit" }, "Connect")),
@@ -70,12 +71,15 @@ class Chat {
   async send() {
     const text = this.input.value.trim();
     if (!text || this.abort) return;
-    if (this.model === null && !(await this.connect())) return;
+    this.abort = new AbortController();
+    if (this.model === null && !(await this.connect())) {
+      this.abort = null;
+      return;
+    }
     this.input.value = "";
     this.messages.push({ role: "user", content: text });
     this.#add("you", text);
     const reply = this.#add("model", "");
-    this.abort = new AbortController();
     this.stop.hidden = false;
     try {
       await this.#stream(reply);
@@ -142,8 +146,11 @@ class Chat {
 
   #showMetrics(metrics) {
     const rows = metrics.map((m) => h("tr", {}, h("th", { scope: "row" }, h("code", {}, m.name)), h("td", { class: "num" }, m.text), h("td", {}, m.help)));
+    this.metricRows.replaceChildren(...rows);
+    if (this.metricRows.isConnected) return;
     const head = ["metric", "value", "meaning"].map((name, i) => h("th", { scope: "col", class: i === 1 ? "num" : null }, name));
-    this.metrics.replaceChildren(h("h4", {}, "Metrics of the server"), h("div", { class: "scroll tall" }, h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows))));
+    const table = h("table", {}, h("thead", {}, h("tr", {}, head)), this.metricRows);
+    this.metrics.replaceChildren(h("h4", {}, "Metrics of the server"), h("div", { class: "scroll tall", tabindex: "0" }, table));
   }
 }
 

@@ -17,6 +17,13 @@ export function format(value, unit) {
   }
 }
 
+/** Both ends of an interval; the unit is said once. */
+export function formatRange(low, high, unit) {
+  if (unit === "percent") return `${(100 * low).toFixed(1)} to ${format(high, unit)}`;
+  if (unit === "percent-change") return `${format(low, unit).replace(" points", "")} to ${format(high, unit).replace(" points", "")}`;
+  return `${format(low, unit)} to ${format(high, unit)}`;
+}
+
 /** About four significant digits, and exponents only where zeros would hide the number. */
 export function number(value) {
   const size = Math.abs(value);

@@ -4,7 +4,7 @@
 import { Chart } from "./chart.js";
 import { chatSection } from "./chat.js";
 import { h, svg } from "./dom.js";
-import { format } from "./format.js";
+import { format, formatRange } from "./format.js";
 import { playSection } from "./play.js";
 
 const BUILDERS = {
@@ -15,6 +15,8 @@ const BUILDERS = {
 
 // These take the panel's whole width; the others stand side by side where there is room.
 const WIDE = new Set(["documents", "pairs", "charts", "image", "lines", "play", "chat"]);
+
+const TALL_ROWS = 16; // a longer table scrolls in a frame of its own
 
 /** The sections shown in one panel element. */
 export class Sections {
@@ -92,7 +94,8 @@ function table(section) {
   const largest = columns.map((column, i) => (column.bar ? Math.max(...section.rows.map((row) => row[i] ?? 0), 0) : 0));
   const head = h("thead", {}, h("tr", {}, columns.map((column) => h("th", { scope: "col", class: classes(column) }, column.label))));
   const rows = section.rows.map((row) => h("tr", {}, row.map((value, i) => cell(value, columns[i], i, largest[i]))));
-  return h("div", { class: "scroll" }, h("table", {}, head, h("tbody", {}, rows)));
+  const tall = rows.length > TALL_ROWS ? " tall" : "";
+  return h("div", { class: `scroll${tall}`, tabindex: tall ? "0" : null }, h("table", {}, head, h("tbody", {}, rows)));
 }
 
 function classes(column) {
@@ -123,7 +126,7 @@ function intervals(section) {
     const whiskers = row.low === null || row.low === undefined ? [] : [svg("line", { x1: x(row.low), x2: x(row.high), y1: 8, y2: 8 })];
     const zero = low < 0 && high > 0 ? [svg("line", { x1: x(0), x2: x(0), y1: 0, y2: 16, class: "zero" })] : [];
     const picture = svg("svg", { class: "interval", viewBox: "0 0 200 16", "aria-hidden": "true" }, zero, whiskers, svg("circle", { cx: x(row.value), cy: 8, r: 4 }));
-    const range = whiskers.length ? `${format(row.low, section.unit)} to ${format(row.high, section.unit)}` : "–";
+    const range = whiskers.length ? formatRange(row.low, row.high, section.unit) : "–";
     return h("tr", {}, h("th", { scope: "row" }, row.label), h("td", {}, picture), h("td", { class: "num" }, format(row.value, section.unit)), h("td", { class: "num" }, range), h("td", { class: "num" }, format(row.n, "count")));
   });
   const head = [["", null], ["", null], [section.value_label, "num"], [section.interval_label, "num"], [section.n_label, "num"]];
