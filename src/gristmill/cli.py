@@ -262,8 +262,9 @@ def serve(
 
 def main() -> NoReturn:
     """Run the command line; a user's mistake becomes one line on stderr and exit code 1."""
-    # Waiting threads sleep instead of spinning: on a busy machine that is several times faster. Set before torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for each other spin briefly, not long: as fast on a free machine, and a busy one does not stall.
+    # GNU OpenMP reads this when torch loads; a value the user has set stays.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         if app(prog_name="gristmill", standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt
