@@ -218,6 +218,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def rounded(value: Any) -> Any:
+    """A JSON value whose floats have six places, so that the last bits of a sum do not decide a file's hash."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
 def _manifest(
     directory: Path,
     kind: str,

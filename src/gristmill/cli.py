@@ -282,7 +282,7 @@ def main() -> NoReturn:
         sys.exit(1)
     except Exception as error:
         if _disk_is_full(error):
-            _fail(f"the disk is full ({error}): free some space and run the same command; finished work is kept", error)
+            _fail("the disk is full: free some space and run the same command; finished work is kept", error)
         if isinstance(error, OSError):
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), error)
         _fail(f"a defect in gristmill: {type(error).__name__}: {error} (gristmill --traceback ... shows where)", error)

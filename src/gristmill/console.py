@@ -14,7 +14,7 @@ from rich.text import Text
 from .events import Event
 
 PLAIN_SECONDS = 15.0  # without a terminal, progress is a line every so often
-FIGURES_SHOWN = 6
+FIGURES_SHOWN = 4
 
 
 class RateColumn(ProgressColumn):

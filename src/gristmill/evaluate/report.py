@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..artifact import rounded
 from .accuracy import accuracy, mark
 from .compression import gzip_bits_per_byte
 from .config import EvaluateConfig
@@ -15,7 +16,6 @@ from .intervals import paired_difference, ratio_interval
 from .tasks import Task
 from .text import ValidationText
 
-DIGITS = 6
 Results = Mapping[str, Mapping[str, Any]]
 Strata = list[tuple[np.ndarray, np.ndarray]]
 
@@ -40,15 +40,6 @@ def build_report(
         "samples": _samples(config, tasks, results),
     }
     return rounded(report)
-
-
-def rounded(value: Any) -> Any:
-    """A JSON value whose floats have six places, so that the last bits of a sum do not decide a file's hash."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    return round(value, DIGITS) if isinstance(value, float) else value
 
 
 def _text_report(config: EvaluateConfig, texts: Mapping[str, ValidationText], results: Results) -> dict[str, Any]:

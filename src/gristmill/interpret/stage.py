@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..artifact import Figures, StageRun, write_json
+from ..artifact import Figures, StageRun, rounded, write_json
 from ..errors import GristmillError
 from ..model.decoder import Decoder
 from ..tokenizer.tokenizer import Tokenizer
@@ -20,7 +20,6 @@ from .lens import lens_logits, logit_lens
 from .weights import norm_table, parameters_by_part, stored_dtypes, weight_table
 
 MODELS = ("dpo", "sft", "base")  # the first of these among the inputs is inspected
-DIGITS = 6
 
 
 def inspect(config: InspectConfig, run: StageRun) -> Figures:
@@ -91,19 +90,10 @@ def _figures(report: dict[str, Any]) -> Figures:
     strongest_heads = report["strongest_heads"]
     return {
         "parameters": report["parameters"],
-        "embedding_mean_cosine": _rounded(report["embedding"]["mean_cosine"]),
-        **{f"strongest_{name}_head": _rounded(fact["value"]) for name, fact in strongest_heads.items()},
+        "embedding_mean_cosine": rounded(report["embedding"]["mean_cosine"]),
+        **{f"strongest_{name}_head": rounded(fact["value"]) for name, fact in strongest_heads.items()},
     }
 
 
 def _write(run: StageRun, name: str, value: Any) -> None:
-    write_json(run.out / name, _rounded(value))
-
-
-def _rounded(value: Any) -> Any:
-    """Floats to six places, so that the last bits of a sum do not decide a file's hash."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    return round(value, DIGITS) if isinstance(value, float) else value
+    write_json(run.out / name, rounded(value))

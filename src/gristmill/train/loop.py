@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import hardware
-from ..artifact import StageRun
+from ..artifact import StageRun, rounded
 from ..errors import GristmillError
 from ..model.attention import DocumentAttention, causal_attention
 from ..model.decoder import Decoder
@@ -91,7 +91,7 @@ def train(
                 model.eval()
                 entry |= evaluate(model, done)
                 model.train()
-            history.append({key: round(value, 6) for key, value in entry.items()})
+            history.append(rounded(entry))
             run.log.metric(**history[-1])
         run.log.progress(done, config.steps, "steps")
         if done % config.checkpoint_every == 0 and not last:
