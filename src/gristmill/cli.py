@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -74,12 +75,13 @@ def run_verb(
 
     Example: gristmill run recipes/quickstart.yaml --set base.training.steps=200
     """
-    directory = _run(recipe, run, first, last, overrides)
+    directory, names = _run(recipe, run, first, last, overrides)
     summary = directory / "artifacts" / "evaluation" / "summary.txt"
-    if last is None and summary.exists():
+    if last is None and "evaluation" in names:
         typer.echo("\n" + summary.read_text())
     if last is None and any((directory / "artifacts" / name).is_dir() for name in ("base", "sft", "dpo")):
-        typer.echo(f"Next:\n  gristmill chat {directory}\n  gristmill serve {directory}\n  gristmill page {directory}")
+        program = "gristmill" if shutil.which("gristmill") else os.path.relpath(sys.argv[0])
+        typer.echo("Next:" + "".join(f"\n  {program} {verb} {directory}" for verb in ("chat", "serve", "page")))
 
 
 def _stage_verb(group: typer.Typer, name: str, stage: str, what: str) -> None:
@@ -118,7 +120,7 @@ def quantize(
     from .quantize.config import QuantizeConfig
     from .quantize.stage import quantize as stage
 
-    inputs = {"dpo": _locate(model)}
+    inputs = {"model": _locate(model)}
     if tokens is None and (model / "artifacts" / "tokens").is_dir():
         tokens = model / "artifacts" / "tokens"
     if tokens is not None:
@@ -135,7 +137,7 @@ def inspect(model: ModelArgument, out: OutOption) -> None:
     from .interpret.config import InspectConfig
     from .interpret.stage import inspect as stage
 
-    _build(out, "report", "inspect", stage, InspectConfig(), {"dpo": _locate(model)})
+    _build(out, "report", "inspect", stage, InspectConfig(), {"model": _locate(model)})
 
 
 @app.command()
@@ -308,20 +310,23 @@ def _usage_hint(error: Exception) -> str:
     return f" (see {context.command_path} --help)" if context is not None else ""
 
 
-def _run(recipe: Path, run: Path | None, first: str | None, last: str | None, overrides: list[str] | None) -> Path:
+def _run(
+    recipe: Path, run: Path | None, first: str | None, last: str | None, overrides: list[str] | None
+) -> tuple[Path, list[str]]:
+    """Run a recipe; the run directory and the names of the stages."""
     from .pipeline import run as run_recipe
     from .recipe import load_recipe
 
     with _console() as console:
-        run_recipe(recipe, run, first=first, last=last, overrides=overrides or [], on_event=console)
-    if run is not None:
-        return run
-    return recipe if recipe.is_dir() else Path("runs") / load_recipe(recipe, overrides or []).name
+        manifests = run_recipe(recipe, run, first=first, last=last, overrides=overrides or [], on_event=console)
+    if run is None:
+        run = recipe if recipe.is_dir() else Path("runs") / load_recipe(recipe, overrides or []).name
+    return run, list(manifests)
 
 
 def _build(out: Path, kind: str, stage: str, function: Any, config: Any, inputs: dict[str, Path]) -> None:
     """Run one stage function outside a run, into `out`."""
-    from .artifact import build, hash_json, read_manifest
+    from .artifact import build, hash_json, read_manifest, verify
     from .console import brief
     from .pipeline import source_hash
 
@@ -332,7 +337,7 @@ def _build(out: Path, kind: str, stage: str, function: Any, config: Any, inputs:
             raise GristmillError(f"--out {out} would overwrite {path}, which is read: choose another directory")
     if out.exists() and read_manifest(out).kind != kind:  # what is no artifact is left alone too
         raise GristmillError(f"--out {out} holds an artifact of kind {read_manifest(out).kind!r}, not {kind!r}")
-    parents = {name: read_manifest(path).hash for name, path in inputs.items()}
+    parents = {name: verify(path).hash for name, path in inputs.items()}
     identity = [stage, config.model_dump(mode="json"), parents, source_hash(function.__module__.split(".")[1])]
     fingerprint = hash_json(identity)
     with _console() as console:

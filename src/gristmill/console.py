@@ -45,6 +45,7 @@ class RunConsole:
         self._unit = ""
         self._metric = ""
         self._began = self._spoke = time.monotonic()
+        self._done = 0.0  # what was done when the bar began: a resumed stage begins above zero
 
     def __enter__(self) -> RunConsole:
         self.progress.start()
@@ -77,13 +78,13 @@ class RunConsole:
     def _show_progress(self, stage: str, event: Event) -> None:
         if self._task is None or event["unit"] != self._unit:
             self._drop_bar()
-            self._unit, self._began = event["unit"], time.monotonic()
+            self._unit, self._began, self._done = event["unit"], time.monotonic(), event["done"]
             self._task = self.progress.add_task(stage, total=event["total"], unit=event["unit"], metric="")
         self.progress.update(self._task, completed=event["done"], total=event["total"], metric=self._metric)
         now = time.monotonic()
         if not self.console.is_terminal and now - self._spoke > PLAIN_SECONDS:
             self._spoke = now
-            rate = event["done"] / max(now - self._began, 1e-9)
+            rate = (event["done"] - self._done) / max(now - self._began, 1e-9)
             left = (event["total"] - event["done"]) / rate if rate else float("inf")
             self._line(
                 stage,

@@ -155,7 +155,7 @@ def source_hash(room: str) -> str:
     digest = hashlib.sha256()
     for name in sorted(rooms):
         place = PACKAGE / name
-        files = sorted(path for path in place.rglob("*") if path.is_file() and path.suffix != ".pyc")
+        files = sorted(path for path in place.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         for path in files or [PACKAGE / f"{name}.py"]:
             if path.exists():
                 digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

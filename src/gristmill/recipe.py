@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .align.config import DPOConfig, SFTConfig
 from .data.config import CollectConfig, CorpusConfig
@@ -45,6 +45,15 @@ class Recipe(BaseModel):
     int8: QuantizeConfig | None = Field(default=None, description="Quantization of the aligned model.")
     inspect: InspectConfig | None = Field(default=None, description="A look inside the aligned model.")
     evaluation: EvaluateConfig | None = Field(default=None, description="Measurements of all models of the run.")
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Recipe:
+        for name in ("int8", "evaluation"):
+            window = getattr(getattr(self, name), "window", None)
+            if self.base is not None and window is not None and window > self.base.model.max_seq_len:
+                longest = self.base.model.max_seq_len
+                raise ValueError(f"{name}.window ({window}) exceeds base.model.max_seq_len ({longest})")
+        return self
 
 
 def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
@@ -120,13 +129,15 @@ def _first_error(error: ValidationError, path: Path, lines: Mapping[KeyPath, int
     else:
         what = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{where}: {'.'.join(keys)}: {what}{more}"
+    return f"{where}: {'.'.join(keys)}: {what}{more}" if keys else f"{where}: {what}{more}"
 
 
 def _suggestion(keys: KeyPath) -> str:
     """The nearest known key, or all of them where none is near."""
     model: type[BaseModel] | None = Recipe
     for key in keys[:-1]:
+        if key.isdigit():  # an item of a list, whose model is found already
+            continue
         model = _model_of(model.model_fields[key].annotation) if model and key in model.model_fields else None
     if model is None:
         return ""

@@ -3,9 +3,14 @@ import math
 import pytest
 import torch
 
-from gristmill.align.dpo import find_pairs
+from gristmill.align.dpo import PairBatch, _loss, _reference, find_pairs
 from gristmill.align.losses import dpo_loss, sequence_logprobs
 from gristmill.evaluate.tasks import Task
+from gristmill.model.config import ModelConfig
+from gristmill.model.decoder import Decoder
+from gristmill.train.config import TrainingConfig
+from gristmill.train.data import pad_examples
+from gristmill.train.loop import autocast
 
 
 def test_dpo_is_ln_2_where_policy_and_reference_agree():
@@ -46,3 +51,33 @@ def test_pairs_take_the_first_right_and_the_first_wrong_answer():
     pairs, right = find_pairs(tasks, answers)
     assert pairs == [{"id": "t0", "family": "f", "prompt": "prompt 0", "chosen": "Yes.", "rejected": "no"}]
     assert right == pytest.approx(4 / 9)
+
+
+def pairs(precision):
+    """A small model, a batch of three pairs of unequal lengths, and the reference computed as the stage does."""
+    shape = {"hidden_size": 64, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "intermediate_size": 96}
+    model = Decoder(ModelConfig(vocab_size=96, num_layers=2, max_seq_len=64, **shape)).init_weights(3)
+    rng = torch.Generator().manual_seed(0)
+    examples = []
+    for length in (9, 30, 17, 12, 25, 8):
+        ids = torch.randint(3, 96, (length,), generator=rng).tolist()
+        examples.append((ids, [0] * 5 + [1] * (length - 5)))
+    training = TrainingConfig(steps=1, batch_size=3, learning_rate=1e-3, precision=precision, device="cpu")
+    return model, PairBatch(pad_examples(examples, 0), _reference(model, examples, 0, training))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_step_costs_ln_2_in_the_precision_of_the_training(precision):
+    model, batch = pairs(precision)
+    with autocast(precision, torch.device("cpu")):
+        loss = _loss(model, batch, beta=1.0)
+    assert loss.total.item() / loss.weight == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_micro_batches_of_pairs_keep_chosen_beside_rejected():
+    model, batch = pairs("fp32")
+    batch = PairBatch(batch.tokens, batch.reference + torch.linspace(-1, 1, 6))
+    whole = _loss(model, batch, beta=0.5)
+    parts = [_loss(model, part, beta=0.5) for part in batch.split(2)]
+    assert [part.weight for part in parts] == [2, 1]
+    assert sum(part.total.item() for part in parts) == pytest.approx(whole.total.item(), rel=1e-5)

@@ -99,7 +99,7 @@ def test_a_cut_run_goes_on_bitwise_as_if_it_had_not_been_cut(tmp_path, stop_afte
     resumed, again = learn(tmp_path / "cut", config())
     assert torch.equal(weights_of(whole), weights_of(resumed))
     assert again.history == result.history
-    assert again.steps_run == 12 - stop_after // 4 * 4 if stop_after % 4 else again.steps_run
+    assert again.steps_run == 12 - (stop_after - 1) // 4 * 4
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
@@ -204,5 +204,5 @@ def test_epochs_are_permutations():
 
 
 def test_fewer_examples_than_a_batch_is_an_error():
-    with pytest.raises(GristmillError, match="do not fill one batch"):
+    with pytest.raises(GristmillError, match="do not fill one training batch"):
         ConversationBatches([([1], [1])], 2, 0, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..train.config import TrainingConfig
 
@@ -24,6 +24,12 @@ class SFTConfig(BaseModel):
     )
     accuracy_tasks: int = Field(default=200, gt=0, description="Held-out tasks answered before and after.")
     max_answer_tokens: int = Field(default=16, gt=0, description="Longest reply when tasks are answered.")
+
+    @model_validator(mode="after")
+    def _tasks_fill_a_batch(self) -> SFTConfig:
+        if self.tasks < self.training.batch_size:
+            raise ValueError(f"tasks ({self.tasks}) do not fill one batch of {self.training.batch_size}")
+        return self
 
 
 class DPOConfig(BaseModel):

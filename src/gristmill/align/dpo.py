@@ -20,7 +20,7 @@ from ..evaluate.tasks import Task, is_correct, make_tasks
 from ..model.decoder import Decoder
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.config import TrainingConfig
-from ..train.data import TokenBatch, epoch_indices, pad_examples
+from ..train.data import TokenBatch, check_lengths, epoch_indices, pad_examples
 from ..train.loop import LossSum, autocast, resolve_device, resolve_precision, train
 from ..train.losses import token_logprobs
 from ..weights.hf import save_model
@@ -66,6 +66,7 @@ def dpo(config: DPOConfig, run: StageRun) -> Figures:
     before = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
     chosen = [_example(tokenizer, pair["prompt"], pair["chosen"]) for pair in pairs]
     rejected = [_example(tokenizer, pair["prompt"], pair["rejected"]) for pair in pairs]
+    check_lengths(chosen + rejected, model.config.max_seq_len)
     reference = _reference(model, chosen + rejected, tokenizer.pad_id, config.training).view(2, -1)
 
     def batch_at(step: int) -> PairBatch:

@@ -13,7 +13,7 @@ from ..evaluate.tasks import Task, make_tasks
 from ..model.decoder import Decoder
 from ..tokenizer.store import TokenStore
 from ..tokenizer.tokenizer import Tokenizer
-from ..train.data import ConversationBatches, PretrainBatches, TokenBatch
+from ..train.data import ConversationBatches, PretrainBatches, TokenBatch, check_lengths
 from ..train.loop import next_token_loss, train
 from ..weights.hf import save_model
 from ..weights.load import load_model
@@ -28,7 +28,7 @@ def sft(config: SFTConfig, run: StageRun) -> Figures:
     tasks = make_tasks(config.tasks, run.seed, "train")
     write_text(run.out / "dataset.jsonl", "".join(json.dumps(row) + "\n" for row in map(_row, tasks)))
     examples = [tokenizer.chat_ids_with_mask(_conversation(task)) for task in tasks]
-    _check_fits(examples, model.config.max_seq_len)
+    check_lengths(examples, model.config.max_seq_len)
     before = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
     batches = ConversationBatches(examples, config.training.batch_size, tokenizer.pad_id, run.seed)
     replay = _replay_batches(config, run, model, tokenizer)
@@ -61,6 +61,10 @@ def _replay_batches(config: SFTConfig, run: StageRun, model: Decoder, tokenizer:
     if not config.replay_sequences:
         return None
     store = TokenStore.open(run.inputs["tokens"])
+    if store.tokenizer_hash != tokenizer.hash:
+        raise GristmillError(
+            f"{run.inputs['tokens']} was packed with another tokenizer than {run.inputs['base']} has: run base again"
+        )
     return PretrainBatches(
         store,
         config.replay_sequences,
@@ -85,11 +89,3 @@ def _conversation(task: Task) -> list[dict[str, str]]:
 def _row(task: Task) -> dict[str, object]:
     provenance = {"source": "gristmill.evaluate.tasks", "family": task.family, "generation": 0}
     return {"id": task.id, "prompt": task.prompt, "messages": _conversation(task), "provenance": provenance}
-
-
-def _check_fits(examples: list[tuple[list[int], list[int]]], max_seq_len: int) -> None:
-    longest = max(len(ids) for ids, _ in examples)
-    if longest > max_seq_len:
-        raise GristmillError(
-            f"the longest conversation has {longest} tokens, more than base.model.max_seq_len ({max_seq_len})"
-        )

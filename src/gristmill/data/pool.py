@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import traceback
@@ -110,6 +111,7 @@ def _serve(target: str) -> None:
     """The worker's loop: standard output carries answers only, so anything printed goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it ends its workers
     function = _function(target)
     for line in sys.stdin:
         try:

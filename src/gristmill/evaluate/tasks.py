@@ -2,13 +2,14 @@
 
 Every task is drawn by a seeded generator from a family (copying, order, comparison, arithmetic, ...). The words and
 sentences are this project's own. A prompt belongs to the held-out split by a hash of its text, so that no prompt can
-be in both splits whatever the seeds are.
+be in both splits, nor the same words in another order, whatever the seeds are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -78,8 +79,10 @@ def _new_prompt(family: str, rng: random.Random, seen: set[str], split: Split) -
 
 
 def is_heldout(prompt: str) -> bool:
-    """Whether a prompt belongs to the held-out split."""
-    return hashlib.sha256(prompt.encode()).digest()[0] % HELDOUT_SHARE == 0
+    """Whether a prompt belongs to the held-out split: a hash of its words in alphabetical order decides, so that the
+    same words in another order (2 + 3 and 3 + 2) are in the same split."""
+    words = " ".join(sorted(re.findall(r"\w+", prompt)))
+    return hashlib.sha256(words.encode()).digest()[0] % HELDOUT_SHARE == 0
 
 
 def is_correct(task: Task, reply: str) -> bool:

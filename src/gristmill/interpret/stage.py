@@ -19,7 +19,7 @@ from .figure import draw_attention
 from .lens import lens_logits, logit_lens
 from .weights import norm_table, parameters_by_part, stored_dtypes, weight_table
 
-MODELS = ("dpo", "sft", "base")  # the first of these among the inputs is inspected
+MODELS = ("dpo", "sft", "base", "model")  # the first of these among the inputs is inspected
 
 
 def inspect(config: InspectConfig, run: StageRun) -> Figures:
@@ -27,7 +27,7 @@ def inspect(config: InspectConfig, run: StageRun) -> Figures:
     and `weights.json`."""
     name = next((name for name in MODELS if name in run.inputs), None)
     if name is None:
-        raise GristmillError(f"inspect needs one of the stages {', '.join(MODELS)}")
+        raise GristmillError(f"inspect needs one of the inputs {', '.join(MODELS)}")
     model = load_model(run.inputs[name]).eval()
     tokenizer = Tokenizer.load(run.inputs[name])
     token_ids = [tokenizer.bos_id, *tokenizer.encode(config.prompt)]

@@ -50,7 +50,7 @@ def masked_attention(
     if groups > 1:  # repeated rather than enable_gqa: the CPU's flash kernel takes only equal head counts
         k = k.repeat_interleave(groups, dim=1)
         v = v.repeat_interleave(groups, dim=1)
-    if q.device.type == "cpu" and q.requires_grad:  # there the backward kernel is four times slower in bfloat16
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # its backward kernel is slow in bfloat16
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(
                 q.float(), k.float(), v.float(), attn_mask=mask, is_causal=mask is None, scale=spec.scale

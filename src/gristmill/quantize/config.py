@@ -21,7 +21,9 @@ class QuantizeConfig(BaseModel):
         gt=1,
         description="Validation tokens per domain on which bits per byte are measured, before and after.",
     )
-    window: int = Field(
-        default=256, gt=0, description="Tokens the model sees at once while bits per byte are measured."
+    window: int | None = Field(
+        default=None,
+        gt=0,
+        description="Tokens the model sees at once while bits per byte are measured; null: all it can, up to 256.",
     )
     batch_size: int = Field(default=16, gt=0, description="Windows per forward pass.")

@@ -24,16 +24,19 @@ from .config import QuantizeConfig
 from .int8 import quantize_rows, relative_error
 
 REPORT = "quantization.json"
+LONGEST_WINDOW = 256  # of those chosen by the model
 METHOD = "INT8 weights, symmetric, one scale per output row, rounded to nearest"
 
 
 def quantize(config: QuantizeConfig, run: StageRun) -> Figures:
-    """Quantize the model of `run.inputs["dpo"]`; leaves a compressed-tensors directory and `quantization.json`.
+    """Quantize the model `run.inputs["dpo"]` (or `["model"]`, from the command line).
+
+    Leaves a compressed-tensors directory and `quantization.json`.
 
     Where `run.inputs` has `tokens`, bits per byte are measured on their validation split: on the original, and on the
     saved directory as `load_model` reads it back, so that the report speaks of the files and not of what was meant.
     """
-    source = run.inputs["dpo"]
+    source = _source(run)
     settings = read_settings(source)
     if "quantization_config" in settings:
         raise GristmillError(f"{source / CONFIG} has a quantization_config: the model is quantized already")
@@ -83,13 +86,14 @@ class _ValidationText:
     def measure(self, model: Decoder) -> BitsPerByte:
         """Bits and bytes summed over the domains, every token read once."""
         config = self.config
+        window = config.window or min(LONGEST_WINDOW, model.config.max_seq_len)
         parts = [
             bits_per_byte(
                 model,
                 stream,
                 self.token_bytes,
-                window=config.window,
-                stride=config.window,
+                window=window,
+                stride=window,
                 batch_size=config.batch_size,
             )
             for stream in self.streams
@@ -97,12 +101,16 @@ class _ValidationText:
         return BitsPerByte(sum(part.bits for part in parts), sum(part.bytes for part in parts))
 
 
+def _source(run: StageRun) -> Path:
+    return run.inputs["dpo"] if "dpo" in run.inputs else run.inputs["model"]
+
+
 def _validation_text(config: QuantizeConfig, run: StageRun, model: Decoder) -> _ValidationText:
-    source, tokens = run.inputs["dpo"], run.inputs["tokens"]
+    source, tokens = _source(run), run.inputs["tokens"]
     tokenizer, store = Tokenizer.load(source), TokenStore.open(tokens)
     if store.tokenizer_hash != tokenizer.hash:
         raise GristmillError(f"{tokens} was packed with another tokenizer than that of {source}: pack it again")
-    if config.window > model.config.max_seq_len:
+    if config.window is not None and config.window > model.config.max_seq_len:
         raise GristmillError(
             f"int8.window ({config.window}) is more than the {model.config.max_seq_len} tokens the model was made for"
         )

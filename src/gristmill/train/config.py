@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..model.config import ModelShape
 
@@ -34,6 +34,12 @@ class TrainingConfig(BaseModel):
     keep_checkpoints: int = Field(default=2, gt=0, description="Newest checkpoints kept while training.")
     log_every: int = Field(default=5, gt=0, description="Steps between logged metrics.")
 
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainingConfig:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds steps ({self.steps})")
+        return self
+
 
 class PretrainConfig(BaseModel):
     """Stage `base`: causal pre-training from random weights."""
@@ -50,3 +56,11 @@ class PretrainConfig(BaseModel):
         default=100, gt=0, description="Steps between measurements of validation bits per byte."
     )
     validation_tokens: int = Field(default=8192, gt=0, description="Validation tokens per domain in each measurement.")
+
+    @model_validator(mode="after")
+    def _sequences_fit(self) -> PretrainConfig:
+        if self.sequence_length > self.model.max_seq_len:
+            raise ValueError(
+                f"sequence_length ({self.sequence_length}) exceeds model.max_seq_len ({self.model.max_seq_len})"
+            )
+        return self

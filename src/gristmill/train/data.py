@@ -106,7 +106,7 @@ class ConversationBatches:
 
     def __init__(self, examples: list[tuple[list[int], list[int]]], batch_size: int, pad_id: int, seed: int):
         if len(examples) < batch_size:
-            raise GristmillError(f"{len(examples)} examples do not fill one batch of {batch_size}")
+            raise GristmillError(f"{len(examples)} examples do not fill one training batch of {batch_size}")
         self.examples, self.batch_size, self.pad_id, self.seed = examples, batch_size, pad_id, seed
         self.batches_per_epoch = len(examples) // batch_size
 
@@ -123,6 +123,15 @@ def epoch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int
     epoch, place = divmod(step, count // batch_size)
     order = np.random.default_rng([seed, 2, epoch]).permutation(count)
     return order[place * batch_size : (place + 1) * batch_size].tolist()
+
+
+def check_lengths(examples: list[tuple[list[int], list[int]]], max_seq_len: int) -> None:
+    """GristmillError if a conversation is longer than the model was made for."""
+    longest = max(len(ids) for ids, _ in examples)
+    if longest > max_seq_len:
+        raise GristmillError(
+            f"the longest conversation has {longest} tokens, more than base.model.max_seq_len ({max_seq_len})"
+        )
 
 
 def pad_examples(examples: list[tuple[list[int], list[int]]], pad_id: int) -> TokenBatch:

