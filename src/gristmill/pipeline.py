@@ -58,8 +58,8 @@ STAGES: tuple[Stage, ...] = (
     Stage("base", "model", "train.pretrain:pretrain", needs=("tokenizer", "tokens")),
     Stage("sft", "model", "align.sft:sft", needs=("base", "tokens")),
     Stage("dpo", "model", "align.dpo:dpo", needs=("sft",)),
-    Stage("int8", "quantized-model", "quantize.stage:quantize", needs=("dpo", "tokens")),
-    Stage("inspect", "report", "interpret.stage:inspect", needs=("dpo",)),
+    Stage("int8", "quantized-model", "quantize.stage:quantize", needs=("base", "tokens"), uses=("sft", "dpo")),
+    Stage("inspect", "report", "interpret.stage:inspect", needs=("base",), uses=("sft", "dpo")),
     Stage(
         "evaluation",
         "report",

@@ -24,12 +24,13 @@ from .config import QuantizeConfig
 from .int8 import quantize_rows, relative_error
 
 REPORT = "quantization.json"
+MODELS = ("dpo", "sft", "base", "model")  # the first of these among the inputs is quantized
 LONGEST_WINDOW = 256  # of those chosen by the model
 METHOD = "INT8 weights, symmetric, one scale per output row, rounded to nearest"
 
 
 def quantize(config: QuantizeConfig, run: StageRun) -> Figures:
-    """Quantize the model `run.inputs["dpo"]` (or `["model"]`, from the command line).
+    """Quantize the last aligned model of the inputs (`MODELS`).
 
     Leaves a compressed-tensors directory and `quantization.json`.
 
@@ -102,7 +103,7 @@ class _ValidationText:
 
 
 def _source(run: StageRun) -> Path:
-    return run.inputs["dpo"] if "dpo" in run.inputs else run.inputs["model"]
+    return next(run.inputs[name] for name in MODELS if name in run.inputs)
 
 
 def _validation_text(config: QuantizeConfig, run: StageRun, model: Decoder) -> _ValidationText:
