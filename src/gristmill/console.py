@@ -85,12 +85,9 @@ class RunConsole:
         if not self.console.is_terminal and now - self._spoke > PLAIN_SECONDS:
             self._spoke = now
             rate = (event["done"] - self._done) / max(now - self._began, 1e-9)
-            left = (event["total"] - event["done"]) / rate if rate else float("inf")
-            self._line(
-                stage,
-                f"{event['done']:,.0f}/{event['total']:,.0f} {event['unit']}, {rate:,.1f}/s, {left:.0f} s left"
-                + (f", {self._metric}" if self._metric else ""),
-            )
+            speed = f", {rate:,.1f}/s, {(event['total'] - event['done']) / rate:.0f} s left" if rate else ""
+            metric = f", {self._metric}" if self._metric else ""
+            self._line(stage, f"{event['done']:,.0f}/{event['total']:,.0f} {event['unit']}{speed}{metric}")
 
     def _drop_bar(self) -> None:
         if self._task is not None:
