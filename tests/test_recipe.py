@@ -67,7 +67,6 @@ def test_set_overrides_values_and_removes_stages(tmp_path):
         (BASE.replace("seed: 3", "seed: [3"), [], r"recipe.yaml:\d+: not valid YAML"),
         ("- a\n", [], "is not a recipe"),
         (BASE, ["base.sequence_length=64"], r"sequence_length \(64\) exceeds model.max_seq_len \(32\)"),
-        (BASE, ["base.training.warmup_steps=9"], r"warmup_steps \(9\) exceeds steps \(2\)"),
         (BASE, ["evaluation={}"], r"evaluation.window \(256\) exceeds base.model.max_seq_len \(32\)"),
         (
             BASE.replace("collected: {}", "collected: {local: [{path: a, domain: b, text_feild: c}]}"),

@@ -80,7 +80,8 @@ def run_verb(
     if last is None and "evaluation" in names:
         typer.echo("\n" + summary.read_text())
     if last is None and any((directory / "artifacts" / name).is_dir() for name in ("base", "sft", "dpo")):
-        program = "gristmill" if shutil.which("gristmill") else os.path.relpath(sys.argv[0])
+        installed = Path(sys.executable).with_name("gristmill")  # where the virtual environment is not active
+        program = "gristmill" if shutil.which("gristmill") else os.path.relpath(installed)
         typer.echo("Next:" + "".join(f"\n  {program} {verb} {directory}" for verb in ("chat", "serve", "page")))
 
 

@@ -34,12 +34,6 @@ class TrainingConfig(BaseModel):
     keep_checkpoints: int = Field(default=2, gt=0, description="Newest checkpoints kept while training.")
     log_every: int = Field(default=5, gt=0, description="Steps between logged metrics.")
 
-    @model_validator(mode="after")
-    def _warmup_ends(self) -> TrainingConfig:
-        if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds steps ({self.steps})")
-        return self
-
 
 class PretrainConfig(BaseModel):
     """Stage `base`: causal pre-training from random weights."""
