@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from . import hardware
 from .errors import GristmillError
@@ -41,6 +41,7 @@ KINDS = (
 )
 
 Figures = dict[str, Any]
+Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class StageRun:
 
     Files left in `out` make up the artifact. `scratch` (inside `out`) survives a kill and is removed before the
     artifact is sealed: checkpoints live there. `inputs` maps each parent stage's name to its artifact's directory.
+    `previous` is the artifact that will be replaced, which a stage may take finished work from. `workers` and `engine`
+    say how the work is done; they never change what comes out.
     """
 
     out: Path
@@ -76,6 +79,9 @@ class StageRun:
     inputs: Mapping[str, Path]
     seed: int
     log: StageLog
+    previous: Path | None = None
+    workers: int | None = None  # None: one per core
+    engine: Engine = "local"
 
 
 StageFunction = Callable[[Any, StageRun], Figures]
@@ -92,6 +98,8 @@ def build(
     seed: int,
     fingerprint: str,
     log: StageLog,
+    workers: int | None = None,
+    engine: Engine = "local",
 ) -> Manifest:
     """Run one stage and seal what it wrote as the artifact `target`. `config` is a pydantic model.
 
@@ -107,7 +115,8 @@ def build(
     parents = {name: read_manifest(path).hash for name, path in inputs.items()}
     log.emit("stage_started", fingerprint=fingerprint, resumed=resumed)
     started = time.time()
-    run = StageRun(out=partial, scratch=partial / SCRATCH, inputs=dict(inputs), seed=seed, log=log)
+    previous = target if (target / MANIFEST).exists() else None
+    run = StageRun(partial, partial / SCRATCH, dict(inputs), seed, log, previous, workers, engine)
     figures = function(config, run)
     manifest = _manifest(partial, kind, stage, parents, config, fingerprint, seed, started, figures)
     write_json(partial / MANIFEST, asdict(manifest))

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .artifact import Manifest, build, hash_json, partial_fingerprint, read_manifest, verify, write_text
+from .artifact import Engine, Manifest, build, hash_json, partial_fingerprint, read_manifest, verify, write_text
 from .errors import GristmillError
 from .events import Event, EventLog, read_events
 from .recipe import Recipe, dump_recipe, load_recipe
@@ -79,10 +79,13 @@ def run(
     last: str | None = None,
     overrides: Sequence[str] = (),
     on_event: Callable[[Event], None] | None = None,
+    workers: int | None = None,
+    engine: Engine = "local",
 ) -> dict[str, Manifest]:
     """Run the stages of the recipe file `recipe` (or of a run directory) and return their manifests by stage name.
 
     With `first`, earlier stages are taken as they stand, whether fresh or not; with `last`, later ones are left alone.
+    `workers` (None: one per core) and `engine` are how the data stages do their work, not what comes out.
     """
     source = Path(recipe)
     if source.is_dir():
@@ -99,8 +102,9 @@ def run(
         log.emit("run_started", recipe=checked.name, stages=[stage.name for stage in plan])
         started = time.monotonic()
         whole: set[Path] = set()
+        how: dict[str, Any] = {"workers": workers, "engine": engine}
         try:
-            manifests = {stage.name: _run_stage(stage, checked, directory, log, whole) for stage in plan}
+            manifests = {stage.name: _run_stage(stage, checked, directory, log, whole, how) for stage in plan}
         except BaseException as error:
             log.emit("run_failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
             raise
@@ -242,7 +246,9 @@ def is_running(directory: Path) -> bool:
         return False
 
 
-def _run_stage(stage: Stage, recipe: Recipe, directory: Path, log: EventLog, whole: set[Path]) -> Manifest:
+def _run_stage(
+    stage: Stage, recipe: Recipe, directory: Path, log: EventLog, whole: set[Path], how: dict[str, Any]
+) -> Manifest:
     """Make one stage's artifact, or find it fresh. `whole` remembers which artifacts this run has hashed already."""
     target = artifact_dir(directory, stage.name)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -277,6 +283,7 @@ def _run_stage(stage: Stage, recipe: Recipe, directory: Path, log: EventLog, who
             seed=recipe.seed,
             fingerprint=expected,
             log=stage_log,
+            **how,
         )
     except BaseException as error:
         log.emit(

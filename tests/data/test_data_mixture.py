@@ -57,5 +57,5 @@ def test_weights_by_temperature() -> None:
 
 def test_given_weights_are_normalised_and_checked() -> None:
     assert mixture({"web": 1, "books": 5}, {"web": 3, "books": 1}, 0.5) == {"books": 0.25, "web": 0.75}
-    with pytest.raises(GristmillError, match=r"corpus\.weights lacks books and names poems"):
+    with pytest.raises(GristmillError, match=r"corpus\.mixture\.weights lacks books and names poems"):
         mixture({"web": 1, "books": 5}, {"web": 3, "poems": 1}, 0.5)

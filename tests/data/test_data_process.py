@@ -193,7 +193,7 @@ def test_reading_by_split_domain_and_columns(
     planted: list[Document], stage_run: Make, collected: Callable[..., Path]
 ) -> None:
     run = stage_run(collected=collected(planted))
-    process(CorpusConfig(weights={"books": 3, "code": 1}), run)
+    process(CorpusConfig(mixture={"weights": {"books": 3, "code": 1}}), run)
     everything = read_documents(run.out)
     assert domains(run.out) == ["books", "code"]
     assert mixture_weights(run.out) == {"books": 0.75, "code": 0.25}
@@ -209,8 +209,8 @@ def test_mistakes_are_named(
     planted: list[Document], stage_run: Make, collected: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = collected(planted)
-    with pytest.raises(GristmillError, match=r"corpus\.weights lacks code and names poems"):
-        process(CorpusConfig(weights={"books": 1, "poems": 1}), stage_run("a", collected=source))
+    with pytest.raises(GristmillError, match=r"corpus\.mixture\.weights lacks code and names poems"):
+        process(CorpusConfig(mixture={"weights": {"books": 1, "poems": 1}}), stage_run("a", collected=source))
     with pytest.raises(GristmillError, match=r"no document is left.*gopher_quality:min_words"):
         process(CorpusConfig(), stage_run("b", collected=collected([document("short", "x")])))
     with pytest.raises(GristmillError, match=r"holds no part-\*\.parquet"):
@@ -218,7 +218,7 @@ def test_mistakes_are_named(
     with pytest.raises(GristmillError, match=r"report\.json is missing"):
         mixture_weights(tmp_path)
     with pytest.raises(ValidationError, match="weights"):
-        CorpusConfig(weights={"books": -1})
+        CorpusConfig(mixture={"weights": {"books": -1}})
     with pytest.raises(ValidationError, match="validation_fraction"):
         CorpusConfig(validation_fraction=0)
 

@@ -44,7 +44,9 @@ def mixture(sizes: dict[str, int], weights: dict[str, float] | None, temperature
         missing, unknown = sorted(set(sizes) - set(weights)), sorted(set(weights) - set(sizes))
         if missing or unknown:
             said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"names {', '.join(unknown)}"] * bool(unknown)
-            raise GristmillError(f"corpus.weights {' and '.join(said)}; the corpus holds {', '.join(sorted(sizes))}")
+            raise GristmillError(
+                f"corpus.mixture.weights {' and '.join(said)}; the corpus holds {', '.join(sorted(sizes))}"
+            )
         raw = {domain: float(weights[domain]) for domain in sorted(sizes)}
     else:
         raw = {domain: float(sizes[domain]) ** temperature for domain in sorted(sizes)}

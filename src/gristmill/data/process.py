@@ -73,7 +73,7 @@ def process(config: CorpusConfig, run: StageRun, workers: int | None = None) -> 
     clock.lap("deduplicate")
     _split(ledger, config)
     sizes = _train_bytes(ledger)
-    weights = mixture(sizes, config.weights, config.temperature)
+    weights = mixture(sizes, config.mixture.weights, config.mixture.temperature)
     _write(ledger, run)
     report = make_report(ledger.columns, ledger.read, ledger.validation, ledger.matches, weights, config)
     write_json(run.out / "report.json", report)
