@@ -77,7 +77,7 @@ def _write_corpus(directory: Path) -> None:
                 for number, text in enumerate(texts):
                     writer.add(
                         len(text.encode()), id=f"{number:016x}", text=text, source="test", domain=domain, language="en",
-                        license="CC0-1.0", origin=f"{domain}#{number}", split=split,
+                        license="CC0-1.0", origin=f"{domain}#{number}", flags="", split=split,
                     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def write_tokens(root: Path, tokenizer: Path) -> Path:
                 for number, text in enumerate(texts):
                     writer.add(
                         len(text.encode()), id=f"{number:016x}", text=text, source="test", domain=domain, language="en",
-                        license="CC0-1.0", origin=f"{domain}#{number}", split=split,
+                        license="CC0-1.0", origin=f"{domain}#{number}", flags="", split=split,
                     )  # fmt: skip
     write_json(root / "corpus" / "report.json", {"weights": dict.fromkeys(DOCUMENTS, 0.5)})
     pack(TokensConfig(), stage_run(root / "tokens", corpus=root / "corpus", tokenizer=tokenizer))

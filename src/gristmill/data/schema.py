@@ -28,6 +28,7 @@ DOCUMENTS = pa.schema(
         pa.field("language", pa.string(), nullable=False),
         pa.field("license", pa.string(), nullable=False),
         pa.field("origin", pa.string(), nullable=False),
+        pa.field("flags", pa.string(), nullable=False),
     ]
 )
 CORPUS = DOCUMENTS.append(pa.field("split", pa.string(), nullable=False))
@@ -43,7 +44,8 @@ PART_BYTES = 256 << 20
 
 class Document(NamedTuple):
     """One row before it has an id. `origin` is where it stands inside `source`; what follows a `#` in it is a part of
-    one work, and the parts of a work go to the same split."""
+    one work, and the parts of a work go to the same split. `flags` are words joined by commas, in alphabetical order, such as
+    `generated` or `vendored`."""
 
     text: str
     source: str
@@ -51,6 +53,7 @@ class Document(NamedTuple):
     language: str
     license: str
     origin: str
+    flags: str = ""
 
     @property
     def id(self) -> str:
