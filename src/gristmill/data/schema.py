@@ -44,8 +44,9 @@ PART_BYTES = 256 << 20
 
 class Document(NamedTuple):
     """One row before it has an id. `origin` is where it stands inside `source`; what follows a `#` in it is a part of
-    one work, and the parts of a work go to the same split. `flags` are words joined by commas, in alphabetical order, such as
-    `generated` or `vendored`."""
+    one work, and the parts of a work go to the same split. `flags` are words joined by commas, in alphabetical order,
+    such as `generated` or `vendored`."""
+
 
     text: str
     source: str
