@@ -13,7 +13,7 @@ from gristmill import cli
 from gristmill.cli import main
 
 VERBS = (
-    "run status verify page pretrain sft dpo quantize evaluate inspect import generate chat serve data tokenize"
+    "run status verify page pretrain sft dpo quantize evaluate inspect import generate chat serve data tokenize bench"
 ).split()
 TINY = """
 name: tiny
@@ -41,7 +41,9 @@ def test_every_verb_is_there():
     assert set(typer.main.get_command(cli.app).commands) == set(VERBS)
 
 
-@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("data", "tokenize")] + ["data clean", "tokenize pack"])
+@pytest.mark.parametrize(
+    "verb", [v for v in VERBS if v not in ("data", "tokenize", "bench")] + ["data clean", "tokenize pack", "bench data"]
+)
 def test_help_has_an_example(monkeypatch, capsys, verb):
     code, out, _ = call(monkeypatch, capsys, *verb.split(), "--help")
     assert code == 0

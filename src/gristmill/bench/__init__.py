@@ -1,0 +1,1 @@
+"""The benchmarks behind `gristmill bench`, with the workloads they run on."""

@@ -1,0 +1,38 @@
+"""`gristmill bench`: what this machine reaches, beside the tools that are installed for comparison."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: what this machine reaches.")
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Benchmarks: what this machine reaches, beside the tools that are installed for comparison."""
+
+
+@bench_app.command()
+def data(
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="DIR", help="Where text and pages lie; repeatable.")
+    ] = None,
+    megabytes: Annotated[float, typer.Option("--megabytes", min=1, help="How much text to measure on.")] = 50,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes of the data stages.")] = 2,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the figures as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time the data stages on real text: rules, deduplication, the whole chain, web pages; memory; other tools.
+
+    Example: gristmill bench data --megabytes 20
+    """
+    from ..bench.data import bench_data, table
+
+    report = bench_data(text or [], megabytes, workers, say=lambda line: typer.echo(line, err=True))
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n")
+    typer.echo(json.dumps(report, indent=2) if as_json else table(report))
