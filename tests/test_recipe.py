@@ -69,9 +69,9 @@ def test_set_overrides_values_and_removes_stages(tmp_path):
         (BASE, ["base.sequence_length=64"], r"sequence_length \(64\) exceeds model.max_seq_len \(32\)"),
         (BASE, ["evaluation={}"], r"evaluation.window \(256\) exceeds base.model.max_seq_len \(32\)"),
         (
-            BASE.replace("collected: {}", "collected: {local: [{path: a, domain: b, text_feild: c}]}"),
+            BASE.replace("collected: {}", "collected: {paths: [{path: a, domain: b, text_feild: c}]}"),
             [],
-            r"recipe.yaml:3: collected.local.0.text_feild: unknown key; did you mean 'text_field'",
+            r"recipe.yaml:3: collected.paths.0.text_feild: unknown key; did you mean 'text_field'",
         ),
         (BASE + "seed: 4\n", [], r"recipe.yaml:21: seed: given twice, first on line 2"),
         (BASE.replace("seed: 3", "seed: 2024-13-45"), [], "not valid YAML"),

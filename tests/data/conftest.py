@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +18,13 @@ from gristmill.events import StageLog
 
 @pytest.fixture
 def stage_run(tmp_path: Path) -> Callable[..., StageRun]:
-    """Makes a StageRun in a fresh directory, or in a named one again."""
+    """Makes a StageRun in a fresh directory, or in a named one again. `how` are its other fields."""
 
-    def make(name: str = "out", **inputs: Path) -> StageRun:
+    def make(name: str = "out", how: dict[str, Any] | None = None, **inputs: Path) -> StageRun:
         out = tmp_path / name
         (out / "_scratch").mkdir(parents=True, exist_ok=True)
-        return StageRun(out=out, scratch=out / "_scratch", inputs=inputs, seed=0, log=StageLog.silent())
+        run = StageRun(out=out, scratch=out / "_scratch", inputs=inputs, seed=0, log=StageLog.silent())
+        return replace(run, **({"workers": 1} | (how or {})))
 
     return make
 
@@ -30,8 +33,8 @@ def stage_run(tmp_path: Path) -> Callable[..., StageRun]:
 def collected(tmp_path: Path) -> Callable[[list[Document]], Path]:
     """Writes documents as an artifact `collected` would hold them."""
 
-    def write(documents: list[Document]) -> Path:
-        directory = tmp_path / "collected"
+    def write(documents: list[Document], name: str = "collected") -> Path:
+        directory = tmp_path / name
         with DocumentWriter(directory / "documents", DOCUMENTS) as writer:
             for document in documents:
                 writer.add(len(document.text.encode()), id=document.id, **document._asdict())

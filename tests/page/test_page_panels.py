@@ -16,7 +16,20 @@ from gristmill.page.panels import PANELS, panel
 from gristmill.page.play import ROWS, pieces_of, run_tokenizer, tokenize, vocabulary
 from gristmill.page.state import StageState
 
-KINDS = {"figures", "table", "intervals", "documents", "pairs", "charts", "image", "lines", "empty", "play", "chat"}
+KINDS = {
+    "figures",
+    "table",
+    "intervals",
+    "documents",
+    "histograms",
+    "pairs",
+    "charts",
+    "image",
+    "lines",
+    "empty",
+    "play",
+    "chat",
+}
 
 
 def sections(directory, key) -> dict[str, dict]:
@@ -76,11 +89,59 @@ def test_processing(finished_run):
     reasons = table_rows(found["reasons"])
     assert sum(row[1] for row in reasons) == 10
     assert [row[1] for row in reasons] == sorted((row[1] for row in reasons), reverse=True)
-    assert {item["label"] for item in found["removed-samples"]["items"]} == {row[0] for row in reasons}
-    assert table_rows(found["personal-data"]) == [["email", 3], ["ip", 1]]
+    samples = found["removed-samples"]["items"]
+    assert {item["group"] for item in samples} == {row[0] for row in reasons}
+    assert {item["group"]: item["group_note"] for item in samples}["exact_duplicate"] == "3 documents"
+    assert "words 60" in {item["label"] for item in samples if item["group"] == "gopher_quality:min_words"}
+    assert {item["group"] for item in found["kept-samples"]["items"]} == {"books", "code", "web"}
+    assert table_rows(found["personal-data"]) == [["email", 14]]
     assert [row[1] for row in table_rows(found["mixture"])] == [0.5, 0.2, 0.3]
-    assert sum(row[2] for row in table_rows(found["mixture"])) == pytest.approx(1)
-    assert table_rows(found["funnel"])[-1] == ["all", *[30] * 8]
+    assert table_rows(found["corpus-languages"])[0][:2] == ["en", 30]
+    assert found["problems"]["rows"][0][2].endswith(EVIL)
+
+
+def test_the_funnel_loses_what_the_reasons_took(finished_run):
+    found = sections(finished_run, "processing")
+    rows = table_rows(found["funnel"])
+    assert [row[0] for row in rows[:3]] == ["as collected", "cleaned and cut", "exact duplicates"]
+    assert [row[0] for row in rows[-3:]] == ["near-duplicates", "for training", "for validation"]
+    assert (rows[0][3], rows[1][3]) == (41, 40)
+    taken = dict(table_rows(found["reasons"]))
+    left = rows[1][3]
+    for row in rows[2:-2]:
+        left -= row[1]
+        assert row[3] == left
+    assert sum(row[1] for row in rows[2:-2]) == sum(taken.values()) == 10
+    assert left == rows[-2][3] + rows[-1][3] == 30
+    stages = table_rows(found["stages"])
+    assert stages[-1] == ["all", 41, 40, 37, 33, 33, 30, 27, 3]
+
+
+def test_values_are_drawn_with_their_thresholds(finished_run):
+    items = {item["title"]: item for item in sections(finished_run, "processing")["values"]["items"]}
+    assert list(items) == ["words", "bytes"]
+    words = items["words"]
+    assert sum(words["kept"]) == 30
+    assert sum(words["removed"]) == 10 - 3  # exact copies are not counted twice
+    assert words["note"] == "gopher_quality:min_words 50"
+    assert words["cuts"] == [[50.0, "gopher_quality:min_words: 50"]]
+    assert len(words["bins"]) == len(words["kept"]) == len(words["removed"])
+
+
+def test_a_cluster_shows_what_stays_and_what_is_like_it(finished_run):
+    items = sections(finished_run, "processing")["clusters"]["items"]
+    assert {item["group"] for item in items} == {"kjv/5"}
+    assert {item["group_note"] for item in items} == {"3 like it"}
+    assert [item["label"] for item in items] == ["stays", *["0.83 alike"] * 3]
+
+
+def test_an_older_corpus_still_shows_a_document_of_each_reason(tmp_path):
+    directory = make_run(tmp_path / "run", ("collected", "corpus"))
+    (directory / "artifacts/corpus/report.json").write_text('{"weights": {"web": 1.0}}')
+    found = sections(directory, "processing")
+    assert len(found["removed-samples"]["items"]) == 4
+    assert table_rows(found["mixture"]) == [["web", 1.0]]
+    assert "funnel" not in found
 
 
 def test_long_documents_are_cut_and_their_length_kept(tmp_path):

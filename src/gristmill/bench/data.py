@@ -139,7 +139,7 @@ def _data(verb: str, recipe: Path, workers: int, collect: bool = False) -> Cost:
 def _recipe(directory: Path, path: Path, domain: str, corpus: dict[str, Any]) -> Path:
     directory.mkdir(exist_ok=True)
     recipe = directory / "bench.yaml"
-    collected = SOURCES_OFF | {"local": [{"path": str(path), "domain": domain}]}
+    collected = SOURCES_OFF | {"paths": [{"path": str(path), "domain": domain}]}
     recipe.write_text(yaml.safe_dump({"name": "bench", "seed": 1, "collected": collected, "corpus": corpus}))
     return recipe
 

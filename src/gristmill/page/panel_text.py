@@ -1,4 +1,4 @@
-"""The panels of the text: data, processing, tokenization."""
+"""The panels of the text: data and tokenization (processing: panel_corpus.py)."""
 
 from __future__ import annotations
 
@@ -78,121 +78,6 @@ def _document(row: dict[str, Any]) -> dict[str, Any]:
 def _hash(run: Run, stage: str) -> str:
     manifest = run.manifest(stage)
     return manifest.hash if manifest else ""
-
-
-# ---- processing
-
-
-STEPS = (
-    ("collected", "collected"),
-    ("cut", "cut to size"),
-    ("without_exact_duplicates", "without exact duplicates"),
-    ("after_rules", "passed the rules"),
-    ("after_privacy", "passed privacy"),
-    ("without_near_duplicates", "without near-duplicates"),
-    ("train", "for training"),
-    ("validation", "for validation"),
-)
-
-
-def funnel(run: Run) -> Section | None:
-    """Documents left after each step, by domain."""
-    domains = as_dict(as_dict(run.json("corpus", "report.json")).get("domains"))
-    steps = [(key, label) for key, label in STEPS if any(key in as_dict(part) for part in domains.values())]
-    if not steps:
-        return None
-    rows = [
-        (name, *(as_dict(as_dict(part).get(key)).get("documents") for key, _ in steps))
-        for name, part in domains.items()
-    ]
-    rows.append(("all", *(sum(as_number(row[i]) or 0 for row in rows) for i in range(1, len(steps) + 1))))
-    columns = [("domain", "text"), *((label, "count") for _, label in steps)]
-    return table("funnel", "Step by step", columns, rows, "Documents left after each step, in this order.", wide=True)
-
-
-def kept_and_removed(run: Run) -> Section:
-    """What stayed and what went, by domain, counted in the tables themselves."""
-    directory = run.artifact("corpus")
-    if directory is None:
-        return missing(run, "corpus", "Corpus")
-    kept = _by_domain(count_by(directory / "documents", _hash(run, "corpus"), ("domain",)))
-    removed = _by_domain(count_by(directory / "removed", _hash(run, "corpus"), ("domain",)))
-    rows = []
-    for domain in sorted({*kept, *removed}):
-        stayed, gone = kept.get(domain, {}), removed.get(domain, {})
-        left, taken = stayed.get("documents", 0), gone.get("documents", 0)
-        rows.append((domain, left, taken, stayed.get("bytes"), taken / (left + taken)))
-    columns = [
-        ("domain", "text"),
-        ("kept", "count"),
-        ("removed", "count"),
-        ("text kept", "bytes"),
-        ("removed", "percent+bar"),
-    ]
-    return table("kept", "Kept and removed", columns, rows)
-
-
-def _by_domain(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {row["domain"]: row for row in rows}
-
-
-def reasons(run: Run) -> Section | None:
-    directory = run.artifact("corpus")
-    if directory is None:
-        return None
-    counted = count_by(directory / "removed", _hash(run, "corpus"), ("reason",))
-    rows = sorted(((row["reason"], row["documents"]) for row in counted), key=lambda row: (-row[1], row[0]))
-    columns = [("reason", "text"), ("documents", "count+bar")]
-    return table("reasons", "Why documents were removed", columns, rows) if rows else None
-
-
-def personal_data(run: Run) -> Section | None:
-    """What was replaced by a placeholder, by kind."""
-    found = as_dict(as_dict(run.json("corpus", "report.json")).get("personal_data"))
-    rows = [(kind.replace("_", " "), total(count)) for kind, count in found.items()]
-    if not rows:
-        return None
-    return table("personal-data", "Personal data replaced", [("kind", "text"), ("found", "count+bar")], rows)
-
-
-def near_duplicates(run: Run) -> Section | None:
-    found = as_dict(as_dict(run.json("corpus", "report.json")).get("near_duplicates"))
-    if not found:
-        return None
-    items = [
-        ("pairs compared", as_number(found.get("pairs_compared")), "count"),
-        ("similar", as_number(found.get("pairs_similar")), "count"),
-        ("documents removed", as_number(found.get("removed")), "count"),
-    ]
-    return figures("near-duplicates", "Near-duplicates", items)
-
-
-def mixture(run: Run) -> Section | None:
-    """Each domain's share of the training mixture beside its share of the text."""
-    weights = as_dict(as_dict(run.json("corpus", "report.json")).get("weights"))
-    directory = run.artifact("corpus")
-    if not weights or directory is None:
-        return None
-    sizes = _by_domain(count_by(directory / "documents", _hash(run, "corpus"), ("domain",)))
-    total = sum(row["bytes"] or 0 for row in sizes.values()) or 1
-    rows = [
-        (domain, weight, (sizes.get(domain, {}).get("bytes") or 0) / total)
-        for domain, weight in sorted(weights.items())
-    ]
-    columns = [("domain", "text"), ("share of training", "percent+bar"), ("share of the text", "percent+bar")]
-    return table("mixture", "Mixture", columns, rows)
-
-
-def removed_samples(run: Run) -> Section | None:
-    directory = run.artifact("corpus")
-    if directory is None:
-        return None
-    found = samples_by(directory / "removed", _hash(run, "corpus"), "reason", 1)
-    items = []
-    for row in found:
-        twin = f"; the like of document {row['duplicate_of']}" if row.get("duplicate_of") else ""
-        items.append({**_document(row), "label": str(row["reason"]), "meta": f"{row['source']}, {row['origin']}{twin}"})
-    return documents("removed-samples", "Removed documents", items) if items else None
 
 
 # ---- tokenization
@@ -295,5 +180,4 @@ def _quoted(text: str) -> str:
 
 
 DATA = (collected_domains, collected_languages, sources, collected_samples)
-PROCESSING = (kept_and_removed, reasons, funnel, personal_data, near_duplicates, mixture, removed_samples)
 TOKENIZATION = (vocabulary_figures, play, fertility, special_tokens, packed_tokens, merges, longest_tokens)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import GristmillError
-from . import panel_deploy, panel_model, panel_text
+from . import panel_corpus, panel_deploy, panel_model, panel_text
 from .files import Run
 from .sections import Section, empty
 
@@ -16,7 +16,7 @@ SectionMaker = Callable[[Run], Section | None]
 
 PANELS: dict[str, tuple[SectionMaker, ...]] = {
     "data": panel_text.DATA,
-    "processing": panel_text.PROCESSING,
+    "processing": panel_corpus.PROCESSING,
     "tokenization": panel_text.TOKENIZATION,
     "architecture": panel_model.ARCHITECTURE,
     "pretraining": panel_model.PRETRAINING,

@@ -81,8 +81,15 @@ def pairs(id: str, title: str, items: list[dict[str, Any]], note: str | None = N
     return {"id": id, "kind": "pairs", "title": title, "items": items, "note": note}
 
 
+def histograms(id: str, title: str, items: list[dict[str, Any]], note: str | None = None) -> Section:
+    """Columns of documents kept and removed over a value: items of `title`, `note`, `bins` (above, up to and with),
+    `kept` and `removed` (a number a bin), `cuts` (thresholds and their words)."""
+    return {"id": id, "kind": "histograms", "title": title, "items": items, "note": note}
+
+
 def documents(id: str, title: str, items: list[dict[str, Any]], note: str | None = None) -> Section:
-    """Texts to unfold: items of `label`, `meta`, `text` and `characters` (its full length)."""
+    """Texts to unfold: items of `label`, `meta`, `text` and `characters` (its full length); those of one `group` (a
+    heading, and where given a `group_note`) unfold together."""
     return {"id": id, "kind": "documents", "title": title, "items": items, "note": note}
 
 

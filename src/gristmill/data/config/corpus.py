@@ -19,6 +19,9 @@ class CorpusConfig(Frozen):
     max_document_bytes: int = Field(
         default=32_768, ge=1024, description="Longer documents are cut into pieces of at most so many UTF-8 bytes."
     )
+    part_row_groups: int = Field(
+        default=16, ge=1, description="Row groups of the input, of some 2 MB of text, that become one file."
+    )
     language: LanguageConfig | None = Field(
         default=LanguageConfig(), description="Language identification; null switches it off."
     )

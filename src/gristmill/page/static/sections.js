@@ -5,16 +5,17 @@ import { Chart } from "./chart.js";
 import { chatSection } from "./chat.js";
 import { h, svg } from "./dom.js";
 import { format, formatRange } from "./format.js";
+import { histograms } from "./histogram.js";
 import { playSection } from "./play.js";
 
 const BUILDERS = {
-  figures, table, intervals, documents, pairs, charts, image, empty, lines,
+  figures, table, intervals, documents, histograms, pairs, charts, image, empty, lines,
   play: playSection,
   chat: chatSection,
 };
 
 // These take the panel's whole width; the others stand side by side where there is room.
-const WIDE = new Set(["documents", "pairs", "charts", "image", "lines", "play", "chat"]);
+const WIDE = new Set(["documents", "histograms", "pairs", "charts", "image", "lines", "play", "chat"]);
 
 const TALL_ROWS = 16; // a longer table scrolls in a frame of its own
 
@@ -134,15 +135,24 @@ function intervals(section) {
 }
 
 function documents(section) {
-  const items = section.items.map((item) => {
-    const cut = item.characters > item.text.length;
-    const shown = cut ? `The first ${format(item.text.length, "count")} of ${format(item.characters, "count")} characters. ` : "";
-    const opening = item.text.slice(0, 200).replace(/\s+/g, " ");
-    return h("details", {},
-      h("summary", {}, h("b", {}, item.label), h("span", { class: "opening" }, opening)),
-      h("p", { class: "meta" }, item.meta), h("pre", { class: "text", tabindex: "0" }, item.text), shown ? h("p", { class: "note" }, shown) : null);
+  const groups = new Map();
+  for (const item of section.items) groups.set(item.group, [...(groups.get(item.group) ?? []), item]);
+  const nodes = [...groups].map(([group, items]) => {
+    const unfolding = items.map(unfold);
+    if (group === undefined) return unfolding;
+    return h("details", { class: "group" }, h("summary", {}, h("b", {}, group), h("span", { class: "opening" }, items[0].group_note)), unfolding);
   });
-  return h("div", { class: "documents" }, items);
+  return h("div", { class: "documents" }, nodes);
+}
+
+/** One text: its heading and how it begins, and, unfolded, where it comes from and all of it that was sent. */
+function unfold(item) {
+  const cut = item.characters > item.text.length;
+  const shown = cut ? `The first ${format(item.text.length, "count")} of ${format(item.characters, "count")} characters. ` : "";
+  const opening = item.text.slice(0, 200).replace(/\s+/g, " ");
+  return h("details", {},
+    h("summary", {}, h("b", {}, item.label), h("span", { class: "opening" }, opening)),
+    h("p", { class: "meta" }, item.meta), h("pre", { class: "text", tabindex: "0" }, item.text), shown ? h("p", { class: "note" }, shown) : null);
 }
 
 /** A prompt with texts that stand side by side: chosen and rejected, or one reply of each model. */

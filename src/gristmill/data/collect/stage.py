@@ -1,0 +1,185 @@
+"""Stage `collected`: texts of all sources as one table of documents, and a report of what was read and what was not.
+
+The input is cut into tasks (`plan.py`), workers do them (`worker.py`), and what they wrote is put in order
+(`assemble.py`). Everything here depends on the configuration, the files and the versions of the packages that the texts
+come from, never on the machine, its clock or the number of workers.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gristmill.artifact import Figures, StageRun, hash_json, write_json
+from gristmill.errors import GristmillError
+
+from ..config import CollectConfig
+from ..engines import open_mapper
+from ..pool import Mapper
+from . import packages
+from .assemble import assemble
+from .discover import find_files
+from .pagetext import check_engine
+from .plan import Plan, Task, file_lists, make_plans, most_tasks
+from .tally import PROBLEMS, Tally
+from .worker import read_progress
+
+WARC = "web.warc.gz"
+REPORT = "report.json"
+LOOK_SECONDS = 1.0
+WAITING_LOOKED_AT = 256  # tasks are begun in their order: behind so many that were not, none was
+_READERS = ("fastwarc", "pypdfium2", "resiliparse", "trafilatura", "warcio")
+_TARGET = "gristmill.data.collect.worker:collect_task"
+
+
+def collect_documents(config: CollectConfig, run: StageRun) -> Figures:
+    """Write `documents/`, `report.json` and, with the web source, `web.warc.gz`."""
+    _check_packages(config)  # one that is missing shows before any work
+    started = time.perf_counter()
+    tally = Tally()
+    files = file_lists(config, tally)
+    figures: Figures = {"documents": 0, "bytes": 0, "problems": 0}
+    cpu_seconds = 0.0
+    with open_mapper(run.engine, run.workers, most_tasks(config, files)) as mapper:
+        plans = make_plans(config, files, run.out / WARC, run.scratch / "tasks", mapper)
+        with _progress(run, [task for plan in plans for task in plan.tasks]):
+            _consume(mapper(_TARGET, [task for plan in plans if not plan.is_cut for task in plan.tasks]))
+            kept = [(plan, task) for plan in plans for task in _kept_tasks(plan, mapper)]
+        for plan, task in kept:
+            progress = _finished(task)
+            found = Tally.from_json(progress["tally"])
+            found.input_bytes = task["bytes"]
+            tally.add(found)
+            cpu_seconds += progress["seconds"]
+            for figure, value in (("documents", found.documents), ("bytes", found.bytes)):
+                figures[f"{plan.name}_{figure}"] = figures.get(f"{plan.name}_{figure}", 0) + value
+        if not tally.documents:
+            raise GristmillError(_nothing(tally))
+        written = 0
+        finished = [Path(task["out"]) for _, task in kept]
+        for rows in assemble(finished, run.out / "documents", run.scratch / "parts", mapper, tally):
+            written += rows
+            run.log.progress(written, tally.documents, "documents written")
+    write_json(run.out / REPORT, tally.report())
+    return figures | {
+        "documents": tally.documents,
+        "bytes": tally.bytes,
+        "problems": sum(count for count, _ in tally.problems.values()),
+        "seconds": round(time.perf_counter() - started, 3),
+        "mb_per_cpu_second": round(tally.bytes / 1e6 / max(cpu_seconds, 1e-9), 2),
+    }
+
+
+def inputs_identity(config: CollectConfig) -> dict[str, Any]:
+    """What the texts depend on beside the configuration: Python's version, those of the packages, and a hash over the
+    names, sizes and times of change of the files. Part of the stage's fingerprint."""
+    found: dict[str, Any] = {"python": platform.python_version(), "packages": _check_packages(config)}
+    lists = [[[file.name, file.size, file.stamp] for file in find_files(source, Tally())] for source in config.paths]
+    return found | {"paths": [{"files": len(files), "hash": hash_json(files)} for files in lists]}
+
+
+def _check_packages(config: CollectConfig) -> dict[str, str]:
+    """The versions of the packages that texts come from, or that take them out of files. GristmillError gives the
+    command that installs one that is missing and needed."""
+    needed: dict[str, str | None] = {}
+    if config.books.enabled:
+        needed |= dict(packages.WORKS[work] for work in config.books.works)
+    if config.docs.enabled:
+        needed |= dict.fromkeys(config.docs.packages)
+    for source in config.paths:
+        check_engine(source.html)
+    versions = {name: packages.distribution(name, needed[name]).version for name in sorted(needed)}
+    if config.web.enabled or config.paths:
+        for name in _READERS:
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                versions[name] = "none"  # what needs it is counted, or an error where it was asked for by name
+    return versions
+
+
+def _kept_tasks(plan: Plan, mapper: Mapper) -> Iterator[Task]:
+    """The tasks of a plan that its documents come from. Where only the first documents are kept, the tasks are done
+    here, until there are enough; the last one is done again for the documents that lack."""
+    if not plan.is_cut:
+        yield from plan.tasks
+        return
+    assert plan.max_documents is not None
+    lacking = plan.max_documents
+    results: Any = mapper(_TARGET, plan.tasks)
+    for task, _ in zip(plan.tasks, results, strict=False):
+        found = Tally.from_json(_finished(task)["tally"]).documents
+        if found > lacking:
+            task = task | {"out": f"{task['out']}-cut", "limit": lacking}
+            results.close()
+            _consume(mapper(_TARGET, [task]))
+        yield task
+        lacking -= min(found, lacking)
+        if not lacking:
+            results.close()
+            return
+
+
+def _finished(task: Task) -> dict[str, Any]:
+    progress = read_progress(Path(task["out"]))
+    assert progress is not None
+    assert progress["done"]
+    return progress
+
+
+def _consume(results: Iterable[Any]) -> None:
+    for _ in results:
+        pass
+
+
+@contextmanager
+def _progress(run: StageRun, tasks: list[Task]) -> Iterator[None]:
+    """Tells the run's log how much of the input was read, by what the tasks note down, while the block lasts."""
+    total = sum(task["bytes"] for task in tasks)
+    stop = threading.Event()
+    finished: dict[str, int] = {}
+
+    def look() -> None:
+        while not stop.wait(LOOK_SECONDS):
+            done, waiting = sum(finished.values()), 0
+            for task in tasks:
+                if task["out"] in finished:
+                    continue
+                progress = read_progress(Path(task["out"]))
+                if progress is not None and progress["done"]:
+                    finished[task["out"]] = task["bytes"]
+                done += 0 if progress is None else task["bytes"] if progress["done"] else progress["read_bytes"]
+                waiting += progress is None
+                if waiting > WAITING_LOOKED_AT:
+                    break
+            _tell(run, len(finished), len(tasks), done, total)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+    _tell(run, len(tasks), len(tasks), total, total)
+
+
+def _tell(run: StageRun, finished: int, tasks: int, done: int, total: int) -> None:
+    if total:
+        run.log.progress(round(done / 1e6, 1), round(total / 1e6, 1), "MB read")
+    else:
+        run.log.progress(finished, tasks, "sources read")
+
+
+def _nothing(tally: Tally) -> str:
+    """Why no document was found, in the words of a user's mistake."""
+    if not tally.problems:
+        return "nothing was collected: the enabled sources hold no text; look at `collected` in the recipe"
+    words = [f"{count} x {PROBLEMS[kind]} ({names[0]})" for kind, (count, names) in sorted(tally.problems.items())]
+    return f"nothing was collected, every input was bad: {'; '.join(words)}"

@@ -1,0 +1,27 @@
+"""Stage `corpus`: documents as they were collected become a corpus. `stage.py` says how.
+
+Importing this package is cheap: what does the work is loaded when it is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gristmill.artifact import Figures, StageRun
+
+    from ..config import CorpusConfig
+
+
+def process(config: CorpusConfig, run: StageRun) -> Figures:
+    """Make the corpus `run.out` of the documents `run.inputs["collected"]`; see `stage.process_corpus`."""
+    from .stage import process_corpus
+
+    return process_corpus(config, run)
+
+
+def identity(config: CorpusConfig) -> dict[str, Any]:
+    """What the corpus depends on beside its configuration and its parents: the files that the configuration names."""
+    from .inputs import identity as of_files
+
+    return of_files(config)

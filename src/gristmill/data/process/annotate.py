@@ -1,0 +1,176 @@
+"""The first phase: every row group of the input goes through the chain of steps, each by itself.
+
+A task is one row group; its result is one Parquet file in scratch with the text and all columns. Nothing is decided
+here, so thresholds can change without this being done again. Where repeated lines or paragraphs are to go, two passes
+come before: one that notes them, and one that finds which are repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gristmill.artifact import write_text
+
+from ..config import CorpusConfig
+from ..dedup.repeated import drop_repeated_step, find_repeated, write_units
+from ..dedup.tables import DocumentFiles
+from ..kernel import warm_up
+from ..pool import Result, Task
+from ..schema import DOCUMENTS, annotated_schema, parquet_writer
+from ..step import Step, check_chain
+from .chain import document_steps, text_steps
+from .models import make_models
+from .rows import Counts, Group, Problem, read_rows
+from .work import Annotated, Part, Place, Work
+
+COMPRESSION_LEVEL = 1  # of files that are read a few times and then removed
+
+
+def annotate_all(work: Work, groups: Sequence[Group]) -> Annotated:
+    """Annotate every row group; what an earlier, killed run has finished is taken as it is."""
+    outputs = [work.path("annotated", f"{number:07d}.parquet") for number in range(len(groups))]
+    notes = {number: found for number, out in enumerate(outputs) if (found := notes_of(out)) is not None}
+    missing = [number for number in range(len(groups)) if number not in notes]
+    if missing:
+        list(work.map("gristmill.data.process.annotate:check", [work.task(repeated=work.path("repeated"))]))
+        make_models(work, groups)
+        _find_repeated(work, groups)
+    total = sum(group.rows for group in groups)
+    done = total - sum(groups[number].rows for number in missing)
+    shared = {"models": work.path("models"), "repeated": work.path("repeated")}
+    tasks = {n: work.task(group=groups[n], number=n, out=outputs[n], **shared) for n in missing}
+    for number, _ in work.each("annotate:annotate", tasks):
+        done += groups[number].rows
+        work.run.log.progress(done, total, "documents annotated")
+    notes |= {number: found for number in missing if (found := notes_of(outputs[number])) is not None}
+    return _annotated(outputs, [notes[number] for number in range(len(groups))], work.config.part_row_groups)
+
+
+def check(task: Task) -> Result:
+    """Build the chain and check that its steps fit together, and have what is compiled compiled, before any work
+    starts. The task gives `config` and `repeated`. GristmillError where a step lacks a model or an extra."""
+    _schema(_steps(task | {"models": None}, 0))
+    warm_up()
+    return {}
+
+
+def note_units(task: Task) -> Result:
+    """Note the lines or paragraphs of one row group. The task gives `group`, `out` and `config`."""
+    config, steps = _text_steps(task["config"])
+    assert config.repeated_units is not None
+    batches = _through(steps, read_rows(Group(*task["group"]), Counts()), {})
+    write_units(batches, config.repeated_units, Path(task["out"]))
+    return {}
+
+
+def annotate(task: Task) -> Result:
+    """Annotate one row group. The task gives `group`, its `number`, `out`, `config`, `models` (the directory of the
+    trained ones), `repeated` (that of what to drop) and its place."""
+    steps = _steps(task, task["number"])
+    schema = _schema(steps)
+    counts = Counts()
+    seconds: dict[str, float] = {}
+    with (
+        Place.of(task).writing(Path(task["out"])) as temporary,
+        parquet_writer(temporary, schema, COMPRESSION_LEVEL) as writer,
+    ):
+        for batch in _through(steps, read_rows(Group(*task["group"]), counts), seconds):
+            writer.write_batch(batch.select(schema.names).cast(schema))
+        writer.add_key_value_metadata({"counts": json.dumps(asdict(counts)), "seconds": json.dumps(seconds)})
+    pa.default_memory_pool().release_unused()
+    return {}
+
+
+class Notes(NamedTuple):
+    """What is noted of an annotated file: its rows, what was read for it, CPU seconds by step."""
+
+    rows: int
+    counts: Counts
+    seconds: dict[str, float]
+
+
+def notes_of(path: Path) -> Notes | None:
+    """The notes of an annotated file, or None where it is not there or not whole."""
+    try:
+        found = pq.read_metadata(path)
+        counts, seconds = (json.loads(found.metadata[name]) for name in (b"counts", b"seconds"))
+    except (pa.ArrowException, OSError, KeyError):
+        return None
+    return Notes(found.num_rows, Counts(counts["read"], [Problem(*problem) for problem in counts["problems"]]), seconds)
+
+
+def _annotated(files: list[Path], notes: list[Notes], part_row_groups: int) -> Annotated:
+    parts = []
+    seconds: dict[str, float] = {}
+    for first in range(0, len(files), part_row_groups):
+        last = min(first + part_row_groups, len(files))
+        read: dict[str, list[int]] = {}
+        problems: list[Problem] = []
+        for of_file in notes[first:last]:
+            problems += of_file.counts.problems
+            for domain, (documents, size) in of_file.counts.read.items():
+                known = read.setdefault(domain, [0, 0])
+                known[0] += documents
+                known[1] += size
+            for name, spent in of_file.seconds.items():
+                seconds[name] = seconds.get(name, 0.0) + spent
+        parts.append(Part(len(parts), first, last, {"read": read, "problems": problems}))
+    return Annotated(DocumentFiles(tuple(files), tuple(of_file.rows for of_file in notes)), parts, seconds)
+
+
+def _find_repeated(work: Work, groups: Sequence[Group]) -> None:
+    config = work.config.repeated_units
+    if config is None or work.path("repeated", "found").exists():
+        return
+    outputs = [work.path("units", f"{number:07d}.npy") for number in range(len(groups))]
+    tasks = {n: work.task(group=groups[n], out=out) for n, out in enumerate(outputs) if not out.exists()}
+    for done, _ in enumerate(work.each("annotate:note_units", tasks), len(groups) - len(tasks) + 1):
+        work.run.log.progress(done, len(groups), f"row groups searched for repeated {config.unit}s")
+    find_repeated(outputs, work.path("repeated"), config)
+    write_text(work.path("repeated", "found"), "")
+
+
+def _through(
+    steps: Sequence[Step], batches: Iterator[pa.RecordBatch], seconds: dict[str, float]
+) -> Iterator[pa.RecordBatch]:
+    """The batches after all steps; CPU seconds are added by step's name."""
+    for batch in batches:
+        for step in steps:
+            started = time.process_time()
+            batch = step.apply(batch)
+            seconds[step.name] = seconds.get(step.name, 0.0) + time.process_time() - started
+        yield batch
+
+
+def _steps(task: Task, number: int) -> list[Step]:
+    """The whole chain for row group `number`."""
+    config, steps = _text_steps(task["config"])
+    repeated = []
+    if config.repeated_units is not None:
+        repeated = [drop_repeated_step(Path(task["repeated"]), number, config.repeated_units)]
+    return [*steps, *repeated, *_document_steps(task["config"], task["models"])]
+
+
+def _schema(steps: Sequence[Step]) -> pa.Schema:
+    return annotated_schema(check_chain(steps, DOCUMENTS))
+
+
+@lru_cache(maxsize=1)
+def _text_steps(config: str) -> tuple[CorpusConfig, list[Step]]:
+    checked = CorpusConfig.model_validate_json(config)
+    return checked, text_steps(checked)
+
+
+@lru_cache(maxsize=1)
+def _document_steps(config: str, models: str | None) -> list[Step]:
+    """Built once in a worker: here models are loaded."""
+    return document_steps(CorpusConfig.model_validate_json(config), None if models is None else Path(models))

@@ -1,0 +1,533 @@
+"""Stage `collected` on files: formats, archives, tables, licences, bad input, limits."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from collecting import Collected, only, page, run_in, tarred, warc, zipped
+
+from gristmill.data.collect import archives, assemble, collect, pagetext, plan, streams
+from gristmill.data.config import LimitsConfig, PathSource
+from gristmill.data.schema import DOCUMENTS
+from gristmill.errors import GristmillError
+
+MIT = (
+    "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy of this software.\n"
+    "The above copyright notice and this permission notice shall be included in all copies.\n"
+    'THE SOFTWARE IS PROVIDED "AS IS".\n'
+)
+
+
+def jsonl(count: int, words: int = 20) -> bytes:
+    rows = ({"text": f"row {n} " + "wörd " * words, "n": n} for n in range(1, count + 1))
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+def write(directory: Path, **files: bytes | str) -> Path:
+    """Files by name, `a__txt` for `a.txt`."""
+    directory.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (directory / name.replace("__", ".")).write_bytes(data.encode() if isinstance(data, str) else data)
+    return directory
+
+
+def test_files_of_every_kind(tmp_path: Path) -> None:
+    root = write(
+        tmp_path / "mine",
+        a__txt="plain ü",
+        b__md="---\ntitle: x\nlicense: MIT\n---\n# deep\n",
+        c__jsonl='{"text": "first"}\n\n{"text": "third", "x": 1}\n',
+        e__html=page("page"),
+        f__warc__gz=warc({"http://a/m": page("crawled")})[0],
+        g__csv='id,text\n1,"a ""quoted"" line\nand another"\n2,plain\n',
+        h__tsv="text\tn\ntabbed\t1\n",
+        i__json='[{"text": "one"}, {"text": "two"}]',
+        j__json='{"text": "single",\n "n": 1}',
+        k__json='{"text": "l1"}\n{"text": "l2"}\n',
+        l__py="import os\nprint(os.sep)\n",
+        m__csv="id;text\n1;Grüße\n",
+    )
+    pq.write_table(pa.table({"text": ["p", None, "q"]}), root / "d.parquet")
+    found = Collected(tmp_path / "out", root)
+    assert {name: text.strip() for name, text in found.texts.items()} == {
+        "mine/a.txt": "plain ü",
+        "mine/b.md": "# deep",
+        "mine/c.jsonl/1": "first",
+        "mine/c.jsonl/3": "third",
+        "mine/d.parquet/1": "p",
+        "mine/d.parquet/3": "q",
+        "mine/e.html": "page",
+        "mine/f.warc.gz/http://a/m": "crawled",
+        "mine/g.csv/1": 'a "quoted" line\nand another',
+        "mine/g.csv/2": "plain",
+        "mine/h.tsv/1": "tabbed",
+        "mine/i.json/1": "one",
+        "mine/i.json/2": "two",
+        "mine/j.json/1": "single",
+        "mine/k.json/1": "l1",
+        "mine/k.json/2": "l2",
+        "mine/l.py": "import os\nprint(os.sep)",
+        "mine/m.csv/1": "Grüße",
+    }
+    assert found.row("mine/l.py")["flags"] == "code-python"
+    assert found.report["files"] == 13
+    formats = found.report["sources"]["local"]["formats"]
+    assert formats["jsonl"] == {"documents": 4, "bytes": len("firstthirdl1l2")}
+    assert sum(entry["bytes"] for entry in formats.values()) == found.report["bytes"] == found.figures["bytes"]
+
+
+def test_a_line_a_document(tmp_path: Path) -> None:
+    write(tmp_path / "d", a__txt="one\n\ntwo\n", b__jsonl='{"x": 1}\n')
+    assert Collected(tmp_path / "out", tmp_path / "d", format="lines").texts == {
+        "d/a.txt/1": "one",
+        "d/a.txt/3": "two",
+        "d/b.jsonl/1": '{"x": 1}',
+    }
+
+
+def test_rows_may_state_more_than_their_text(tmp_path: Path) -> None:
+    rows = [
+        {"body": "a", "key": 7, "lic": "MIT", "lang": "DE-de", "topic": "Science & Art"},
+        {"body": "b", "key": "u/\ud800v", "lic": None, "lang": "not a language", "topic": "!"},
+    ]
+    write(tmp_path / "d", a__jsonl="".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.table({"body": ["c"], "key": [9], "lic": ["GPL-2.0-only"]}), tmp_path / "d" / "b.parquet")
+    fields = {"id_field": "key", "license_field": "lic", "language_field": "lang", "domain_field": "topic"}
+    found = Collected(tmp_path / "out", tmp_path / "d", text_field="body", language="und", name="site", **fields)
+    assert [[row[k] for k in ("origin", "license", "language", "domain", "source")] for row in found.rows] == [
+        ["d/a.jsonl/7", "MIT", "de-de", "science_art", "site"],
+        ["d/a.jsonl/u/\ufffdv", "unknown", "und", "mine", "site"],
+        ["d/b.parquet/9", "GPL-2.0-only", "und", "mine", "site"],
+    ]
+    assert found.problems == {"missing_field": ["d/b.parquet", "d/b.parquet"]}
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst"])
+def test_compressed_files(tmp_path: Path, kind: str) -> None:
+    pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}.get(
+        kind, lambda data: pa.compress(data, codec="zstd", asbytes=True)
+    )
+    data = jsonl(3000)
+    (tmp_path / f"two.jsonl.{kind}").write_bytes(pack(data) + pack(b'{"text": "last"}\n'))  # one behind the other
+    found = Collected(tmp_path / "out", tmp_path / f"two.jsonl.{kind}")
+    assert len(found.rows) == 3001
+    assert found.rows[-1]["text"] == "last"
+    assert found.problems == {}
+    whole = pack(data)
+    (tmp_path / f"cut.jsonl.{kind}").write_bytes(whole[: len(whole) // 2])
+    cut = Collected(tmp_path / "out", tmp_path / f"cut.jsonl.{kind}", tmp_path / f"two.jsonl.{kind}")
+    kept = [row["text"] for row in cut.rows if row["origin"].startswith("cut")]
+    assert cut.problems["truncated"] == [f"cut.jsonl.{kind}"]
+    assert kept == [row["text"] for row in found.rows[: len(kept)]]
+    if kind in ("gz", "zst"):  # the others unpack in blocks as large as this file
+        assert len(kept) > 500
+
+
+def test_archives_are_read_member_by_member(tmp_path: Path) -> None:
+    inner = zipped({"LICENSE": MIT, "inner/file.txt": "in zip", "inner/page.html": page("web"), ".git/x.txt": "no"})
+    files = {
+        "./a/one.txt": b"one",
+        "./a/in.zip": inner,
+        "./b/two.txt.gz": gzip.compress(b"two"),
+        "__MACOSX/c.txt": b"n",
+    }
+    write(
+        tmp_path / "d",
+        x__zip=inner,
+        y__tar=tarred(files),
+        z__tar__gz=tarred(files, "w:gz"),
+        w__tgz=tarred(files, "w:gz"),
+    )
+    found = Collected(tmp_path / "out", tmp_path / "d", exclude=("LICENSE",))
+    from_zip = {"inner/file.txt": "in zip", "inner/page.html": "web"}
+    from_tar = {"a/one.txt": "one", "b/two.txt.gz": "two"} | {f"a/in.zip/{k}": v for k, v in from_zip.items()}
+    expected = {f"d/x.zip/{k}": v for k, v in from_zip.items()}
+    for name in ("y.tar", "z.tar.gz", "w.tgz"):
+        expected |= {f"d/{name}/{k}": v for k, v in from_tar.items()}
+    assert {k: v.strip() for k, v in found.texts.items()} == expected
+    assert found.row("d/y.tar/a/in.zip/inner/file.txt")["license"] == "MIT"
+    assert found.row("d/y.tar/a/one.txt")["license"] == "unknown"
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("one.txt", "file.txt")]  # nothing is extracted
+
+
+def test_licence_files_are_for_what_lies_below_them(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    write(root, a__txt="top")
+    write(root / "lib", LICENSE=MIT, b__txt="below")
+    write(root / "lib" / "deep", c__txt="deeper", d__py="# SPDX-License-Identifier: BSD-3-Clause\nx = 1\n")
+    tar = tarred({f"src/{p.relative_to(root)}": p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}, "w:xz")
+    write(tmp_path / "packed", s__tar__xz=tar)
+    for path, prefix in ((root, "tree"), (tmp_path / "packed", "packed/s.tar.xz/src")):
+        found = Collected(tmp_path / "out", path, license="CC0-1.0")
+        licenses = {row["origin"].removeprefix(prefix + "/"): row["license"] for row in found.rows}
+        assert licenses == {
+            "a.txt": "CC0-1.0",
+            "lib/LICENSE": "MIT",
+            "lib/b.txt": "MIT",
+            "lib/deep/c.txt": "MIT",
+            "lib/deep/d.py": "BSD-3-Clause",
+        }
+
+
+def test_latex_finds_its_parts_but_never_outside_the_source(tmp_path: Path) -> None:
+    main = "\\documentclass{article}\\begin{document}Main text. \\input{parts/one}\\input{../../secret}\\end{document}"
+    (tmp_path / "secret.tex").write_text("SECRET")
+    paper = tmp_path / "papers" / "p"
+    write(tmp_path / "papers")
+    write(paper, main__tex=main)
+    write(paper / "parts", one__tex="Part one.")
+    files = {f"p/{p.relative_to(paper)}": p.read_bytes() for p in sorted(paper.rglob("*.tex"))}
+    write(tmp_path / "packed", a__tar__gz=tarred(files, "w:gz"), b__zip=zipped(files))  # type: ignore[arg-type]
+    for path in (tmp_path / "papers", tmp_path / "packed"):
+        found = Collected(tmp_path / "out", path)
+        mains = [text for name, text in found.texts.items() if name.endswith("main.tex")]
+        assert mains
+        for text in mains:
+            assert "Main text." in text
+            assert "Part one." in text
+            assert "SECRET" not in text
+
+
+def test_bad_input_is_counted_and_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    root = write(
+        tmp_path / "d",
+        ok__txt="fine",
+        empty__txt="",
+        blank__txt=" \n ",
+        binary__dat=bytes(range(256)) * 8,
+        picture__png=b"\x89PNG\r\n\x1a\n" + bytes(200),
+        latin__txt="café crème brûlée à la française".encode("latin-1"),
+        wide__txt="wide text ü".encode("utf-16"),
+        nul__txt=b"a nul \0 in " + b"the text " * 20,
+        broken__txt="déjà vu, déjà lu, déjà entendu".encode()[:-1] + b"\xff, and more",
+        rows__jsonl=b'{"text": "a"}\n{"text": \n[1]\n{"body": "x"}\n{"text": 5}\n{"text": ""}\n{"text": "z\\ud800z"}\n'
+        b'\xff\xfe\n{"text": "caf\xe9 cr\xe8me"}\n' + b"[" * 100_000 + b"\n",
+        bad__parquet=b"PAR1nonsense",
+        column__csv="a,b\n1,2\n",
+        cut__zip=zipped({"a.txt": "x"})[:-30],
+        cut__tar=tarred({"a.txt": b"first", "b.txt": b"x" * 5000})[:3000],
+        secret__pdf=b"%PDF-1.4 nonsense",
+    )
+    pq.write_table(pa.table({"text": [1, 2]}), root / "type.parquet")
+    (root / "dangling").symlink_to("nothing")
+    (root / "self").symlink_to("self")
+    (root / "loop").symlink_to(root)
+    os.mkfifo(root / "fifo")
+    found = Collected(tmp_path / "out", root)
+    assert found.texts == {
+        "d/ok.txt": "fine",
+        "d/latin.txt": "café crème brûlée à la française",
+        "d/wide.txt": "wide text ü",
+        "d/nul.txt": "a nul  in " + "the text " * 20,
+        "d/broken.txt": found.texts["d/broken.txt"],
+        "d/rows.jsonl/1": "a",
+        "d/rows.jsonl/7": "zz",
+        "d/rows.jsonl/9": "café crème",
+        "d/cut.tar/a.txt": "first",
+    }
+    assert found.texts["d/broken.txt"].startswith("déjà vu, déjà lu, déjà entend")
+    problems = {kind: sorted(named) for kind, named in found.problems.items()}
+    assert problems == {
+        "broken": ["d/bad.parquet", "d/cut.tar/b.txt", "d/cut.zip",
+                   *[f"d/rows.jsonl, row {n}" for n in (10, 2, 8)], "d/secret.pdf"],
+        "empty": ["d/blank.txt", "d/empty.txt", "d/rows.jsonl/6"],
+        "no_text": ["d/column.csv", *[f"d/rows.jsonl, row {n}" for n in (3, 4, 5)], "d/type.parquet"],
+        "repaired": ["d/broken.txt", "d/nul.txt"],
+        "truncated": ["d/cut.tar"],
+        "unknown_format": ["d/binary.dat", "d/picture.png"],
+        "unreadable": ["d/dangling", "d/self"],
+    }  # fmt: skip
+    assert found.report["passed_over"] == {"special files": 1}
+    assert found.figures["problems"] == sum(len(named) for named in problems.values())
+    assert found.row("d/nul.txt")["flags"] == "repaired"
+
+
+def test_nothing_but_bad_input_is_an_error_that_says_what_is_wrong(tmp_path: Path) -> None:
+    write(tmp_path / "d", a__jsonl='{"body": "x"}\n', b__txt="")
+    with pytest.raises(GristmillError, match=r"every input was bad: 1 x no text in it \(d/b\.txt\); 1 x no text under"):
+        Collected(tmp_path / "out", tmp_path / "d")
+
+
+def test_a_missing_extra_is_an_error_only_if_nothing_else_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    write(tmp_path / "d", a__pdf=b"%PDF-1.4")
+    with pytest.raises(GristmillError, match=r"pip install gristmill\[pdf\]"):
+        Collected(tmp_path / "out", tmp_path / "d")
+    write(tmp_path / "d", b__txt="text")
+    assert Collected(tmp_path / "out", tmp_path / "d").problems == {"missing_package": ["d/a.pdf"]}
+
+
+def test_a_defect_of_a_reader_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As a library in Rust raises it."""
+
+    def falls(html: bytes, *more: Any) -> Any:
+        raise PanicException("boom") if b"panic" in html else KeyError("x")
+
+    monkeypatch.setattr(pagetext, "main_text", falls)
+    write(tmp_path / "d", a__html=page("panic"), b__html=page("b"), c__txt="text")
+    found = Collected(tmp_path / "out", tmp_path / "d")
+    assert found.texts == {"d/c.txt": "text"}
+    assert found.problems == {"reader_failed": ["d/a.html", "d/b.html"]}
+
+
+def test_bombs_do_not_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "RATIO_FREE_BYTES", 1 << 20)
+    packer = zlib.compressobj(9, wbits=31)
+    line = (b"bomb " * 19 + b"boom\n") * 100
+    ratio = b"".join(packer.compress(line) for _ in range(400)) + packer.flush()  # 4 MB out of about 12 KB
+    bombs = {"good.txt": "good", "bomb.txt": line * 400, "n/empty.zip": zipped({})}
+    many = zipped({f"{n}.txt": str(n) for n in range(60)})
+    write(
+        tmp_path / "d",
+        a__txt__gz=ratio,
+        b__zip=zipped(bombs),
+        c__zip=many,
+        d__tar=tarred({f"{n}": b"x" for n in range(60)}),
+    )
+    limits = {"max_document_bytes": 2_000_000, "max_members": 50}
+    found = Collected(tmp_path / "out", tmp_path / "d", limits=limits)
+    assert found.problems["bomb"] == ["d/a.txt.gz", "d/b.zip/bomb.txt", "d/d.tar"]
+    assert found.problems["broken"] == ["d/c.zip"]
+    assert "holds 60 entries" in found.report["problems"]["broken"]["first"][0]
+    assert found.texts["d/b.zip/good.txt"] == "good"
+    assert len([name for name in found.texts if name.startswith("d/d.tar/")]) == 50
+    limits = {"max_unpacked_bytes": 100_000}
+    found = Collected(tmp_path / "out", tmp_path / "d", limits=limits)
+    assert "100,000 bytes" in found.report["problems"]["bomb"]["first"][0]
+
+
+def test_archives_in_archives_end_somewhere(tmp_path: Path) -> None:
+    data: dict[int, bytes] = {0: b"deep"}
+    for level in range(1, 5):
+        data[level] = zipped({"n.zip" if level > 1 else "deep.txt": data[level - 1]})
+    four = b"x" * 10
+    for _ in range(5):
+        four = gzip.compress(four)
+    write(
+        tmp_path / "d",
+        three__zip=data[3],
+        four__zip=data[4],
+        g__txt__gz=four,
+        t__tar__gz=tarred({"n.zip": data[2]}, "w:gz"),
+    )
+    found = Collected(tmp_path / "out", tmp_path / "d")
+    assert list(found.texts) == ["d/t.tar.gz/n.zip/n.zip/deep.txt", "d/three.zip/n.zip/n.zip/deep.txt"]
+    assert found.problems == {"too_deep": ["d/four.zip/n.zip/n.zip/n.zip", "d/g.txt.gz"]}
+    two = Collected(
+        tmp_path / "out", tmp_path / "d" / "three.zip", tmp_path / "d" / "t.tar.gz", limits={"max_depth": 3}
+    )
+    assert len(two.rows) == 2
+    with pytest.raises(GristmillError, match="archives inside too many archives"):
+        Collected(tmp_path / "out", tmp_path / "d" / "three.zip", limits={"max_depth": 0})
+
+
+def test_a_zip_archive_that_lies_about_itself(tmp_path: Path) -> None:
+    assert archives.clean_name("../../etc/./pass\nwd\\x\ud800") == "etc/pass\ufffdwd/x\ufffd"
+    locked = bytearray(zipped({"a.txt": "hidden", "b.txt": "open"}))
+    for sign in (b"PK\x03\x04", b"PK\x01\x02"):
+        locked[locked.index(sign) + (6 if sign[2] == 3 else 8)] |= 1
+    write(tmp_path / "d", a__zip=bytes(locked), b__docx=zipped({"word/document.xml": "<w/>"}))
+    found = Collected(tmp_path / "out", tmp_path / "d")
+    assert found.texts == {"d/a.zip/b.txt": "open"}
+    assert found.problems == {"encrypted": ["d/a.zip/a.txt"], "unknown_format": ["d/b.docx"]}
+
+
+def test_what_is_too_large_is_left_out(tmp_path: Path) -> None:
+    long = "word " * 1000
+    write(
+        tmp_path / "d",
+        a__jsonl=json.dumps({"text": long}) + "\n" + json.dumps({"text": "short"}) + "\n" + json.dumps({"text": long}),
+        b__html=page(long),
+        c__csv=f'id,text\n1,"{long}"\n2,"short"\n',
+        d__json=json.dumps([{"text": long}, {"text": "short"}]),
+    )
+    pq.write_table(pa.table({"text": [long, "short"]}), tmp_path / "d" / "e.parquet")
+    found = Collected(tmp_path / "out", tmp_path / "d", limits={"max_document_bytes": 4000})
+    assert list(found.texts) == ["d/a.jsonl/2", "d/c.csv/2", "d/d.json/2", "d/e.parquet/2"]
+    assert found.problems["too_large"] == [
+        "d/a.jsonl, row 1", "d/a.jsonl, row 3", "d/b.html", "d/c.csv, row 1", "d/d.json/1", "d/e.parquet/1",
+    ]  # fmt: skip
+    (tmp_path / "d" / "f.zip").write_bytes(zipped({"a.txt": long, "b.txt": long * 2}))
+    small = Collected(tmp_path / "out", tmp_path / "d", max_file_bytes=6000)
+    assert small.problems["too_large"] == ["d/a.jsonl", "d/f.zip/b.txt"]
+
+
+def test_a_long_text_file_is_read_in_parts(tmp_path: Path) -> None:
+    lines = [f"line {n} " + "x" * (n % 50) for n in range(400)]
+    lines[200] = "y" * 3000
+    for data in ("\n".join(lines), "\n".join(lines) + "\n"):
+        write(tmp_path / "d", a__txt=data)
+        found = Collected(tmp_path / "out", tmp_path / "d", limits={"max_document_bytes": 1000})
+        parts = list(found.texts.values())
+        assert "".join(parts) == data.replace(lines[200] + "\n", "")
+        assert list(found.texts)[:2] == ["d/a.txt#1", "d/a.txt#2"]
+        assert max(map(len, parts)) <= 1000
+        assert found.problems == {"too_large": ["d/a.txt"]}
+    write(tmp_path / "d", a__txt="z" * 50_000)
+    write(tmp_path / "d", b__txt="z" * 1000)
+    found = Collected(tmp_path / "out", tmp_path / "d", limits={"max_document_bytes": 1000})
+    assert list(found.texts) == ["d/b.txt"]
+
+
+def test_a_line_of_many_megabytes_is_never_held(tmp_path: Path) -> None:
+    import tracemalloc
+
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"x" * 30_000_000 + b'"}\n{"text": "after"}\n')
+    Collected(tmp_path / "out", tmp_path / "a.jsonl")  # imports happen here
+    tracemalloc.start()
+    found = Collected(tmp_path / "out", tmp_path / "a.jsonl", limits={"max_document_bytes": 1_000_000})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.texts == {"a.jsonl/2": "after"}
+    assert peak < 12_000_000
+
+
+def test_large_tables_are_cut_into_tasks_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (
+        jsonl(300).replace(b'{"text": "row 77 ', b'not json {"text": "row 77 ') + b'{"text": "no newline at the end"}'
+    )
+    write(tmp_path / "d", a__jsonl=rows)
+    table = pa.table({"text": [f"row {n}" for n in range(900)]})
+    pq.write_table(table, tmp_path / "d" / "b.parquet", row_group_size=100, compression="none")
+    whole = Collected(tmp_path / "whole", tmp_path / "d")
+    assert len(whole.rows) == 300 + 900
+    assert whole.problems == {"broken": ["d/a.jsonl, row 77"]}
+    monkeypatch.setattr(plan, "SMALL_BYTES", 2000)
+    for size in (149, 5000, 20_000):
+        monkeypatch.setattr(plan, "SPLIT_BYTES", size)
+        cut = Collected(tmp_path / "cut", tmp_path / "d")
+        assert cut.rows == whole.rows
+        assert cut.report == whole.report
+    assert len(list((tmp_path / "cut" / "_scratch" / "tasks").iterdir())) > 3
+
+
+def test_the_number_of_workers_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Any) -> None:
+    write(tmp_path / "d", a__jsonl=jsonl(2000), b__jsonl__gz=gzip.compress(jsonl(500)), c__txt="text", e__txt="")
+    monkeypatch.setattr(plan, "SMALL_BYTES", 10_000)
+    monkeypatch.setattr(plan, "SPLIT_BYTES", 100_000)
+    monkeypatch.setattr(assemble, "PART_BYTES", 50_000)
+    one = Collected(tmp_path / "one", tmp_path / "d")
+    two = Collected(tmp_path / "two", tmp_path / "d", workers=2)
+    assert tree(one.out) == tree(two.out)
+    assert len(tree(one.out)) >= 4  # several parts and the report
+    assert pq.read_schema(one.out / "documents" / "part-00000.parquet").equals(DOCUMENTS)
+
+
+def test_only_the_first_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "d", a__jsonl=jsonl(100) + b"bad\n", b__jsonl=jsonl(100), c__jsonl=jsonl(100))
+    monkeypatch.setattr(plan, "SMALL_BYTES", 10)
+    monkeypatch.setattr(plan, "SPLIT_BYTES", 3000)
+    everything = Collected(tmp_path / "all", tmp_path / "d")
+    for count in (1, 99, 100, 150, 299, 300, 1000):
+        first = Collected(tmp_path / "first", tmp_path / "d", max_documents=count)
+        assert first.rows == everything.rows[:count]
+        assert first.report["documents"] == first.figures["local_documents"] == min(count, 300)
+        assert ("broken" in first.problems) == (count >= 100)
+
+
+def test_names_that_are_not_unique_get_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = ["a", "b", "a", "c", "a", "b"]
+    write(tmp_path / "d", a__jsonl="".join(json.dumps({"text": str(n), "id": i}) + "\n" for n, i in enumerate(ids)))
+    for at_a_time in (8_000_000, 2):  # the ids are looked at in one range, or in several
+        monkeypatch.setattr(assemble, "IDS_AT_A_TIME", at_a_time)
+        found = Collected(tmp_path / "out", tmp_path / "d", id_field="id")
+        assert [name.rpartition("/")[2] for name in found.texts] == ["a", "b", "a@2", "c", "a@3", "b@2"]
+        assert len({row["id"] for row in found.rows}) == 6
+        assert found.problems == {"repeated_name": ["d/a.jsonl/a", "d/a.jsonl/a", "d/a.jsonl/b"]}
+    monkeypatch.setattr(assemble, "MOST_REPEATED", 2)
+    with pytest.raises(GristmillError, match="id_field"):
+        Collected(tmp_path / "out", tmp_path / "d", id_field="id")
+    monkeypatch.undo()
+    write(tmp_path / "d", a__jsonl="".join(json.dumps({"text": "x", "id": i}) + "\n" for i in ("a", "a", "a@2")))
+    with pytest.raises(GristmillError, match="names of their own"):
+        Collected(tmp_path / "out", tmp_path / "d", id_field="id")
+
+
+def test_a_cut_stage_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Any) -> None:
+    """The writer falls after every row group in turn; each time the stage is begun again in the same directory."""
+    from gristmill.data.collect import worker
+
+    members = {f"{n}.txt": f"member {n} " * 9 for n in range(9)}
+    tar = tarred({"a.jsonl": jsonl(30), "b.zip": zipped(members), "c.txt": b"c"}, "w:gz")
+    long = "\n".join(f"line {n}" for n in range(300))
+    write(tmp_path / "d", a__jsonl=jsonl(60) + b"bad\n", b__jsonl__gz=gzip.compress(jsonl(60))[:-20], c__tar__gz=tar)
+    write(tmp_path / "d", d__warc__gz=warc({f"http://a/{n}": page(f"page {n}") for n in range(30)})[0], e__txt=long)
+    write(tmp_path / "d", f__csv="n,text\n" + "".join(f"{n},row {n}\n" for n in range(50)) + '1,"' + "x" * 2000)
+    write(tmp_path / "d", g__json=json.dumps([{"text": f"item {n}"} for n in range(40)] + [3]))
+    pq.write_table(pa.table({"text": [f"p{n}" for n in range(90)]}), tmp_path / "d" / "h.parquet", row_group_size=25)
+    monkeypatch.setattr(worker, "ROW_GROUP_ROWS", 7)
+    limits = {"max_document_bytes": 1000}
+    whole = Collected(tmp_path / "whole", tmp_path / "d", limits=limits)
+    assert {"broken", "truncated", "too_large", "no_text"} <= set(whole.problems)
+    flush = worker._Output._flush
+    flushes = [0]
+
+    def falls(self: Any) -> None:
+        flush(self)
+        flushes[0] += 1
+        raise RuntimeError("cut")
+
+    config = only(paths=(PathSource(path=str(tmp_path / "d"), domain="mine"),), limits=LimitsConfig(**limits))
+    monkeypatch.setattr(worker._Output, "_flush", falls)
+    for _ in range(300):
+        try:
+            collect(config, run_in(tmp_path / "cut"))
+            break
+        except RuntimeError:
+            continue
+    assert flushes[0] > 50
+    assert tree(tmp_path / "cut") == tree(whole.out)
+
+
+def test_progress_tells_how_much_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gristmill.data.collect import stage
+    from gristmill.events import EventLog
+
+    monkeypatch.setattr(stage, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("gristmill.events.PROGRESS_SECONDS", 0.0)
+    write(tmp_path / "d", a__jsonl=jsonl(20_000))
+    log = EventLog(None)
+    events: list[dict[str, Any]] = []
+    log.subscribers.append(events.append)
+    run = run_in(tmp_path / "out")
+    config = only(paths=(PathSource(path=str(tmp_path / "d"), domain="mine"),))
+    collect(config, type(run)(**{**vars(run), "log": log.stage("collected")}))
+    read = [event["done"] for event in events if event["unit"] == "MB read"]
+    assert read == sorted(read)
+    assert read[-1] == events[0]["total"] == round((tmp_path / "d" / "a.jsonl").stat().st_size / 1e6, 1)
+    assert 0 < len({*read}) <= len(read)
+
+
+def test_a_tail_of_zeros_is_no_damage_and_garbage_is() -> None:
+    budget = streams.Budget(LimitsConfig())
+    for tail, problem in ((b"", None), (b"\0" * 600, None), (b"garbage", "broken")):
+        stream = streams.unpack(io.BytesIO(gzip.compress(b"text") + tail), "gz", budget)
+        assert stream.read() == b"text"
+        found = streams.problem_of(stream)
+        assert (found[0] if found else None) == problem
+
+
+def test_zip64_and_old_tars_are_known() -> None:
+    assert archives.archive_of(tarred({"a": b"x"})) == "tar"
+    assert archives.archive_of(zipped({"a": "x"})) == "zip"
+    assert archives.archive_of(b"plain text " * 60) is None
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive, archive.open("a", "w", force_zip64=True) as member:
+        member.write(b"x")
+    assert archives.archive_of(out.getvalue()) == "zip"

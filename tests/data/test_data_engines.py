@@ -1,0 +1,63 @@
+"""The engines: one interface, the same results and errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gristmill.data.engines import open_mapper
+from gristmill.data.pool import Mapper
+from gristmill.errors import GristmillError
+
+
+def double(task: dict[str, Any]) -> dict[str, Any]:
+    if task["number"] == "user":
+        raise GristmillError("file x is broken")
+    return {"twice": 2 * task["number"], "pid": os.getpid()}
+
+
+@pytest.fixture
+def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapper]:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with open_mapper("ray", 2, 10) as mapper:
+        yield mapper
+
+
+def test_no_more_workers_than_tasks_are_started() -> None:
+    with open_mapper("local", 8, 1) as mapper:
+        results = list(mapper("test_data_engines:double", [{"number": 1}, {"number": 2}]))
+    assert [result["twice"] for result in results] == [2, 4]
+    assert {result["pid"] for result in results} == {os.getpid()}
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(GristmillError, match=r"pip install 'gristmill\[ray\]'"), open_mapper("ray", 2, 10):
+        pass
+
+
+@pytest.mark.slow
+def test_ray_gives_results_in_order_and_raises_what_a_user_should_know(ray_here: Mapper) -> None:
+    results = list(ray_here("test_data_engines:double", [{"number": number} for number in range(50)]))
+    assert [result["twice"] for result in results] == [2 * number for number in range(50)]
+    assert all(result["cpu_seconds"] >= 0 for result in results)
+    assert os.getpid() not in {result["pid"] for result in results}
+    assert list(ray_here("test_data_engines:double", [])) == []
+    with pytest.raises(GristmillError, match="^file x is broken$"):
+        list(ray_here("test_data_engines:double", [{"number": "user"}]))
+    with pytest.raises(RuntimeError, match="TypeError"):
+        list(ray_here("test_data_engines:double", [{"number": None}]))
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")
+    with pytest.raises(GristmillError, match="RAY_ADDRESS=127.0.0.1:9"), open_mapper("ray", 2, 10):
+        pass

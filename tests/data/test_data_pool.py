@@ -1,0 +1,120 @@
+"""The pool of worker processes, and the engines behind one interface."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gristmill.data.pool import Pool
+from gristmill.errors import GristmillError
+
+HERE = Path(__file__).parent
+
+
+def work(task: dict[str, Any]) -> dict[str, Any]:
+    """What the workers of these tests do."""
+    how = task["how"]
+    if how == "user":
+        raise GristmillError("file x is broken")
+    if how == "defect":
+        raise KeyError("oops")
+    if how == "exit":
+        os._exit(9)
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "print":
+        print("not an answer")
+    if how == "wait":  # until another task has made the file
+        while not Path(task["file"]).exists():
+            pass
+    if how == "touch":
+        Path(task["file"]).touch()
+    if how == "hang":
+        Path(task["file"]).write_text(str(os.getpid()))
+        while True:
+            signal.pause()
+    return {"pid": os.getpid(), "number": task.get("number")}
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_this_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+
+
+def run(pool: Pool, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list(pool("test_data_pool:work", tasks))
+
+
+def test_results_come_in_the_order_of_the_tasks_whichever_is_done_first(tmp_path: Path) -> None:
+    file = str(tmp_path / "made")
+    tasks = [{"how": "wait", "file": file, "number": 0}, {"how": "touch", "file": file, "number": 1}]
+    tasks += [{"how": "well", "number": number} for number in range(2, 30)]
+    with Pool(2) as pool:
+        assert [result["number"] for result in run(pool, tasks)] == list(range(30))
+
+
+def test_workers_are_other_processes_and_serve_every_call() -> None:
+    with Pool(2) as pool:
+        first = {result["pid"] for result in run(pool, [{"how": "print"}] * 8)}
+        second = {result["pid"] for result in run(pool, [{"how": "well"}] * 8)}
+    assert os.getpid() not in first
+    assert len(first) <= 2
+    assert second <= first
+    with pytest.raises(ProcessLookupError):  # and they are gone
+        for pid in first:
+            os.kill(pid, 0)
+
+
+def test_one_worker_is_this_process() -> None:
+    with Pool(1) as pool:
+        assert {result["pid"] for result in run(pool, [{"how": "well"}] * 3)} == {os.getpid()}
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("user", GristmillError, "^file x is broken$"),
+        ("defect", RuntimeError, "KeyError: 'oops'"),
+        ("exit", GristmillError, "ended with code 9.*--workers 1"),
+        ("killed", GristmillError, "was killed by signal 9, most likely for want of memory"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_raised_here(how: str, kind: type[Exception], message: str) -> None:
+    with Pool(2) as pool:
+        with pytest.raises(kind, match=message):
+            run(pool, [{"how": "well"}, {"how": how}, {"how": "well"}])
+        assert len(run(pool, [{"how": "well"}] * 2)) == 2  # new workers
+
+
+def test_a_caller_that_stops_asking_leaves_no_worker_behind() -> None:
+    with Pool(2) as pool:
+        results: Iterator[dict[str, Any]] = pool("test_data_pool:work", repeat({"how": "well"}))
+        pid = next(results)["pid"]
+        results.close()  # type: ignore[attr-defined]
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    script = (
+        "import sys; from gristmill.data.pool import Pool\n"
+        "list(Pool(2)('test_data_pool:work', [{'how': 'hang', 'file': sys.argv[1]}, {'how': 'well'}]))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(file)])
+    while not (file.exists() and file.read_text()):
+        assert parent.poll() is None
+    worker = int(file.read_text())
+    parent.kill()
+    parent.wait()
+    stat = Path(f"/proc/{worker}/stat")
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":  # it hangs for ever, or ends
+        pass
