@@ -112,3 +112,16 @@ def warc(
         )
         writer.write_record(record)
     return out.getvalue(), starts
+
+
+def jsonl(count: int, words: int = 20) -> bytes:
+    rows = ({"text": f"row {n} " + "wörd " * words, "n": n} for n in range(1, count + 1))
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+def write(directory: Path, **files: bytes | str) -> Path:
+    """Files by name, `a__txt` for `a.txt`."""
+    directory.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (directory / name.replace("__", ".")).write_bytes(data.encode() if isinstance(data, str) else data)
+    return directory

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Iterator
 
 import pytest
+from format_samples import DUMP, ROWS, posts
 
 from gristmill.data.collect.formats import stackexchange, wikipedia
 from gristmill.data.collect.formats.base import BadInput, Extracted
@@ -28,7 +28,7 @@ from gristmill.data.collect.formats.wikitext import wikitext_to_text
         ("{{Box|\n|}}\ntail", "tail"),
         ("{{convert|5|to|6|km|mi}}, {{lang|fr|été}}, {{circa|1900}}, {{nowrap|a b}}", "5 to 6 km, été, c. 1900, a b"),
         ("== Life ==\nText\n=== Early ===\n== Notes ==\n{{reflist}}", "## Life\n\nText"),
-        ("* a\n** b\n# x\n# y\n## z\n; term : def\n: indented", "- a\n  - b\n1. x\n2. y\n  1. z\nterm : def\nindented"),
+        ("* a\n** b\n# x\n# y\n## z\n; term : def\n: indented", "- a\n  - b\n1. x\n2. y\n  1. z\nterm: def\nindented"),
         ("[http://x.org the site] and [http://y.org]", "the site and"),
         ("Ana ({{IPA|x}}; born 1900), (), ( , ) x", "Ana (born 1900), x"),
         ("10<sup>6</sup> m<sup>2</sup> H<sub>2</sub>O", "10⁶ m² H₂O"),
@@ -51,18 +51,6 @@ def test_wikitext_nested_beyond_all_measure_ends() -> None:
         wikitext_to_text(opening * 5_000 + "x" + ("]]}}" * 5_000))
 
 
-DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="de"><siteinfo>
-<base>https://de.wikipedia.org/wiki/Wikipedia:Hauptseite</base>
-<namespaces><namespace key="6">Datei</namespace><namespace key="14">Kategorie</namespace></namespaces></siteinfo>
-<page><title>Mühle</title><ns>0</ns><id>7</id><revision><id>99</id><text>Eine '''Mühle'''
-[[Datei:a.jpg|mini|x]][[Kategorie:B]] mahlt &amp;amp; klappert.</text></revision></page>
-<page><title>Talk:Mühle</title><ns>1</ns><id>8</id><revision><text>talk</text></revision></page>
-<page><title>Windmühle</title><ns>0</ns><id>9</id><redirect title="Mühle"/><revision><text>#WEITERLEITUNG [[Mühle]]
-</text></revision></page>
-<page><title>Rad</title><ns>0</ns><id>10</id><revision><text>{{Begriffsklärung}}
-* [[Mühlrad]]</text></revision></page></mediawiki>"""
-
-
 def test_wikipedia_dump() -> None:
     assert list(wikipedia.read(io.BytesIO(DUMP.encode()), "d.xml")) == [
         Extracted("# Mühle\n\nEine Mühle\nmahlt & klappert.", "7", "CC-BY-SA-4.0", "de", ""),
@@ -71,7 +59,7 @@ def test_wikipedia_dump() -> None:
 
 
 def test_wikipedia_dump_that_breaks_off_gives_what_came_before() -> None:
-    documents = wikipedia.read(io.BytesIO(DUMP.encode()[:900]), "d.xml")
+    documents = wikipedia.read(io.BytesIO(DUMP.encode()[:700]), "d.xml")
     assert next(documents).part == "7"
     with pytest.raises(BadInput, match="well-formed"):
         list(documents)
@@ -89,28 +77,6 @@ def test_wikipedia_dump_that_breaks_off_gives_what_came_before() -> None:
 def test_wikipedia_dump_that_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         list(wikipedia.read(io.BytesIO(data), "d.xml"))
-
-
-def row(**attributes: object) -> str:
-    shown = (f'{key}="{html.escape(str(value)).replace(chr(10), "&#xA;")}"' for key, value in attributes.items())
-    return f"<row {' '.join(shown)} />"
-
-
-CODE = "<p>Use <code>sorted</code>:</p>\n<pre class='x'><code>a = sorted(b)\nif a &lt; b:\n    pass\n</code></pre>"
-ROWS = [
-    row(Id=1, PostTypeId=1, Body="<p>How to sort?</p>", Title="Sort & order", CreationDate="2009-01-01", Score=5,
-        AcceptedAnswerId=4),
-    row(Id=2, PostTypeId=2, ParentId=1, Body=CODE, CreationDate="2012-01-01T00:00:00", Score=9),
-    row(Id=3, PostTypeId=1, Body="<p>Alone</p>", Title="No answer", CreationDate="2020-01-01", Score=1),
-    row(Id=4, PostTypeId=2, ParentId=1, Body="<p>Accepted</p>", ContentLicense="CC BY-SA 4.0", Score=2),
-    row(Id=5, PostTypeId=5, Body="<p>A tag's wiki</p>", Score=0),
-    row(Id=6, PostTypeId=2, ParentId=1, Body="<p>Third</p>", CreationDate="2021-01-01", Score=3),
-    row(Id=7, PostTypeId=2, ParentId=99, Body="<p>Orphan</p>", CreationDate="2021-01-01", Score=3),
-]  # fmt: skip
-
-
-def posts(rows: list[str]) -> io.BytesIO:
-    return io.BytesIO(f'<?xml version="1.0" encoding="utf-8"?>\n<posts>{"".join(rows)}</posts>'.encode())
 
 
 def test_stackexchange_posts_one_by_one() -> None:
@@ -150,3 +116,16 @@ def test_stackexchange_memory_does_not_grow_with_the_dump() -> None:
 def test_stackexchange_that_is_no_dump() -> None:
     with pytest.raises(BadInput, match="no post"):
         list(stackexchange.read(io.BytesIO(b"<posts/>"), "Posts.xml"))
+
+
+@pytest.mark.parametrize(
+    ("start", "piece", "message"),
+    [
+        (b"<mediawiki>", b"<a>", "deep"),
+        (b'<mediawiki><page x="', b"a", "single tag"),
+        (b"<mediawiki>", b"<a/>", "no page"),
+    ],
+)
+def test_dumps_made_to_fill_the_memory_are_refused(start: bytes, piece: bytes, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        list(wikipedia.read(io.BytesIO(start + piece * ((9 << 20) // len(piece)) + b"</mediawiki>"), "d.xml"))

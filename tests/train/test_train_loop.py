@@ -196,6 +196,13 @@ def test_padding_and_masks_line_up_with_targets():
     assert batch.weights_BT.tolist() == [[0, 1, 1], [1, 0, 0]]
 
 
+def test_epochs_by_domain_count_what_was_drawn():
+    made = batches()
+    epochs = made.epochs(50)
+    assert sum(count * made.blocks[name] for name, count in epochs.items()) == pytest.approx(200)
+    assert epochs["small"] > 5 > 1 > epochs["big"]  # 12 blocks against 500, drawn alike
+
+
 def test_epochs_are_permutations():
     picked = [index for step in range(5) for index in epoch_indices(20, 4, step, seed=0)]
     assert sorted(picked) == list(range(20))

@@ -1,21 +1,26 @@
 """Worker processes that read one task a line and answer one result a line: the engine `local`.
 
 multiprocessing would start its workers by importing the caller's main script again, so that a user's script without a
-`__main__` guard runs itself anew in every worker. These workers are `python -m gristmill.data.pool` and import nothing
-of the caller's. Texts never travel through the pipe: a task names files, and the worker writes its own.
+`__main__` guard runs itself anew in every worker. These processes are `python -m gristmill.data.pool` and import
+nothing of the caller's. Texts never travel between them: a task names files, and the worker writes its own.
 
-A worker whose parent is gone ends at once, whatever it is doing: its standard input is closed then.
+Where the system allows it, one such process loads what the workers need (`Mapper.prepare`), and the workers are forked
+from it: they start at once, and have in common what it holds. It runs no second thread, so forking it is safe.
+
+A worker whose parent is gone ends at once, whatever it is doing: its connection is closed then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
 import queue
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +36,10 @@ from gristmill.errors import GristmillError
 Task = dict[str, Any]
 Result = dict[str, Any]
 
+FORKS = sys.platform == "linux"  # elsewhere system libraries may not survive it
+# Memory that a worker does not use is given back (Arrow's own allocator keeps it), and workers run one thread each.
+_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 
 class Mapper(Protocol):
     """Does tasks, somewhere."""
@@ -40,23 +49,23 @@ class Mapper(Protocol):
         order, each with the `cpu_seconds` that it took. A GristmillError of the target is raised here too. One call at
         a time."""
 
+    def prepare(self, target: str, task: Task) -> None:
+        """Do a task that loads what workers will need, before they are started."""
+
     def renew(self) -> None:
         """Let go of what the workers hold in memory: a phase of other work begins."""
-
-
-# A worker gives memory back that it does not use: Arrow's own allocator and glibc's defaults keep much of it.
-_LEAN = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "1000000"}
 
 
 class Pool:
     """A `Mapper`: up to `workers` processes, started when they are needed first and used again by later calls.
 
-    One worker needs no other process: its tasks are done in this one. Leaving the `with` block ends the workers.
+    One worker needs no other process: its tasks are done in this one. Leaving the `with` block ends all processes.
     """
 
     def __init__(self, workers: int):
         self._limit = workers
-        self._workers: list[_Worker] = []
+        self._root: _Process | None = None
+        self._workers: list[_Process] = []
 
     def __enter__(self) -> Pool:
         return self
@@ -65,11 +74,23 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.renew()
+        if self._root is not None:
+            self._root.end()
+            self._root = None
 
     def renew(self) -> None:
         """End all workers; a later call starts new ones."""
         while self._workers:
-            self._workers.pop().close()
+            self._workers.pop().end()
+
+    def prepare(self, target: str, task: Task) -> None:
+        """As `Mapper.prepare`."""
+        if self._limit <= 1:
+            timed(target, task)
+            return
+        process = self._parent() if FORKS else self._worker(0)
+        process.begin(target, task)
+        process.result()
 
     def __call__(self, target: str, tasks: Iterable[Task]) -> Iterator[Result]:
         """As `Mapper`."""
@@ -78,25 +99,24 @@ class Pool:
                 yield timed(target, task)
             return
         waiting = enumerate(tasks)
-        working: dict[_Worker, int] = {}
+        working: dict[_Process, int] = {}
         finished: dict[int, Result] = {}
         following = 0
         try:
             with selectors.DefaultSelector() as answers:
-                for number in range(self._limit):
-                    task = next(waiting, None)
-                    if task is None:
-                        break
-                    worker = self._worker(number)
-                    answers.register(worker.answers, selectors.EVENT_READ, worker)
-                    working[worker] = worker.begin(target, *task)
+                for place, (number, task) in zip(range(self._limit), waiting):  # noqa: B905
+                    worker = self._worker(place)
+                    answers.register(worker.connection, selectors.EVENT_READ, worker)
+                    worker.begin(target, task)
+                    working[worker] = number
                 while working:
                     for key, _ in answers.select():
                         worker = key.data
                         finished[working.pop(worker)] = worker.result()
-                        task = next(waiting, None)
-                        if task is not None:
-                            working[worker] = worker.begin(target, *task)
+                        for number, task in waiting:
+                            worker.begin(target, task)
+                            working[worker] = number
+                            break
                     while following in finished:
                         yield finished.pop(following)
                         following += 1
@@ -104,59 +124,98 @@ class Pool:
             if working:  # given up in the middle of it
                 self.renew()
 
-    def _worker(self, number: int) -> _Worker:
-        while len(self._workers) <= number:
-            self._workers.append(_Worker())
-        return self._workers[number]
+    def _worker(self, place: int) -> _Process:
+        while len(self._workers) <= place:
+            self._workers.append(self._parent().fork() if FORKS else _Process.start(forks=False))
+        return self._workers[place]
+
+    def _parent(self) -> _Process:
+        if self._root is None:
+            self._root = _Process.start(forks=True)
+        return self._root
 
 
-class _Worker:
-    """One worker process and its two pipes."""
+class _Process:
+    """Another process and the connection to it. `wait` gives its exit code once it has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: socket.socket, pid: int, wait: Callable[[], int]):
+        self.connection = connection
+        self._answers = connection.makefile("rb")
+        self._pid, self._wait = pid, wait
+        self._code: int | None = None  # the exit code, once it has been waited for
+
+    @classmethod
+    def start(cls, forks: bool) -> _Process:
+        """A new process: one to fork workers from, or a worker."""
         package_root = str(Path(__file__).parents[2])
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")])}
-        environment |= {name: value for name, value in _LEAN.items() if name not in os.environ}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "gristmill.data.pool"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._tasks, self.answers = self._process.stdin, self._process.stdout
+        environment = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")])
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gristmill.data.pool", str(theirs.fileno()), "root" if forks else "worker"],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | environment,
+            )
+        return cls(ours, process.pid, process.wait)
 
-    def begin(self, target: str, number: int, task: Task) -> int:
-        """Hand over a task; gives back its number."""
-        try:
-            self._tasks.write(json.dumps([target, task]).encode() + b"\n")
-            self._tasks.flush()
-        except BrokenPipeError:
-            self._ended()
-        return number
+    def fork(self) -> _Process:
+        """A worker that is a copy of this process."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self.connection, [b'{"fork": true}\n'], [theirs.fileno()])
+            except OSError:
+                self._ended()
+        pid = self._answer()["pid"]
+        return _Process(ours, pid, lambda: self._exit_code_of(pid))
+
+    def begin(self, target: str, task: Task) -> None:
+        """Hand over a task."""
+        self._say({"call": [target, task]})
 
     def result(self) -> Result:
-        """The answer to the task that was handed over last."""
-        line = self.answers.readline()
+        """The result of the task that was handed over last."""
+        return result_of(self._answer())
+
+    def end(self) -> None:
+        """Kill the process and wait for it."""
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            with contextlib.suppress(GristmillError):  # who could have waited is gone as well
+                self._code = self._wait()
+        self._answers.close()
+        self.connection.close()
+
+    def _exit_code_of(self, pid: int) -> int:
+        """The exit code of a process that was forked from this one."""
+        self._say({"wait": pid})
+        return int(self._answer()["code"])
+
+    def _say(self, message: dict[str, Any]) -> None:
+        try:
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            self._ended()
+
+    def _answer(self) -> dict[str, Any]:
+        try:
+            line = self._answers.readline()
+        except ConnectionError:
+            line = b""
         if not line.endswith(b"\n"):
             self._ended()
-        return result_of(json.loads(line))
+        return dict(json.loads(line))
 
     def _ended(self) -> NoReturn:
-        code = self._process.wait()
+        code = self._code = self._wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise GristmillError(
             f"a worker process of the data stage {how}, most likely for want of memory; "
             "run again with fewer workers (--workers 1): what was finished is kept"
         )
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._tasks, self.answers):
-            with contextlib.suppress(BrokenPipeError):  # a task that the worker did not live to read
-                pipe.close()
 
 
 def load(target: str) -> Callable[[Task], Result]:
@@ -192,23 +251,55 @@ def result_of(answer: Result) -> Result:
     return dict(answer["result"])
 
 
-def _serve() -> None:
-    """The worker's loop: standard output carries answers only, so anything printed goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def _main(connection: socket.socket, forks: bool) -> None:
+    os.dup2(2, 1)  # whatever is printed goes to standard error
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it ends its workers
-    tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
+    if forks:
+        _serve_and_fork(connection)
+    else:
+        _serve(connection)
+
+
+def _serve_and_fork(connection: socket.socket) -> None:
+    """The loop of the process that workers are forked from. One message is under way at a time."""
     while True:
-        answers.write(json.dumps(answer(*json.loads(tasks.get()))) + "\n")
-        answers.flush()
+        message, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 1)
+        while message and not message.endswith(b"\n"):
+            message += connection.recv(1 << 16)
+        if not message:
+            os._exit(0)
+        said = json.loads(message)
+        if "call" in said:
+            reply = answer(*said["call"])
+        elif "wait" in said:
+            reply = {"code": os.waitstatus_to_exitcode(os.waitpid(said["wait"], 0)[1])}
+        else:
+            gc.freeze()  # what is there now is looked at no more, so its memory stays in common
+            pid = os.fork()
+            if not pid:
+                connection.close()
+                _serve(socket.socket(fileno=descriptors[0]))
+            os.close(descriptors[0])
+            reply = {"pid": pid}
+        connection.sendall(json.dumps(reply).encode() + b"\n")
 
 
-def _read_tasks(tasks: queue.SimpleQueue[bytes]) -> None:
-    for line in sys.stdin.buffer:
-        tasks.put(line)
+def _serve(connection: socket.socket) -> NoReturn:
+    """A worker's loop."""
+    tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read_tasks, args=(connection, tasks), daemon=True).start()
+    while True:
+        reply = answer(*json.loads(tasks.get())["call"])
+        with contextlib.suppress(OSError):  # a parent that is gone: the other thread ends this process
+            connection.sendall(json.dumps(reply).encode() + b"\n")
+
+
+def _read_tasks(connection: socket.socket, tasks: queue.SimpleQueue[bytes]) -> None:
+    with contextlib.suppress(ConnectionError):
+        for line in connection.makefile("rb"):
+            tasks.put(line)
     os._exit(0)  # the parent is gone: even a task half done is of no use to anybody
 
 
 if __name__ == "__main__":
-    _serve()
+    _main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2] == "root")

@@ -29,6 +29,10 @@ class RayMapper:
     def __init__(self, ray: Any, width: int):
         self._ray, self._width = ray, width
 
+    def prepare(self, target: str, task: Task) -> None:
+        """As `Mapper.prepare`, in one of Ray's workers: the others load what they need themselves."""
+        list(self(target, [task]))
+
     def renew(self) -> None:
         """Nothing: Ray ends workers as it sees fit."""
 

@@ -26,29 +26,31 @@ _COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 def read_paths(paths: Iterable[Path | str]) -> Iterator[pa.RecordBatch]:
     """Batches of `text` and `source`. The source is what a row says it is (column or field `source`), else the path's
     name, so that each path is one source. GristmillError names a path that is missing, or a file that is broken."""
-    for path in map(Path, paths):
-        if not path.exists():
-            raise GristmillError(f"{path} does not exist; name a file or a directory of text")
-        root = path / "documents" if (path / "documents").is_dir() else path
-        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and p.name[0] != ".")
-        if not files:
-            raise GristmillError(f"{path} holds no file; name a file or a directory of text")
-        plain: list[str] = []
-        for file in files:
-            try:
-                if file.suffix == ".parquet":
-                    yield from _parquet(file, path.name)
-                elif ".jsonl" in file.suffixes:
-                    yield from _json_lines(file, path.name)
-                else:
-                    plain.append(_read(file).decode("utf-8", "replace"))
-            except (OSError, pa.ArrowException) as error:
-                raise GristmillError(f"{file} cannot be read: {error}") from None
-            if len(plain) >= _ROWS or sum(map(len, plain[-1:])) > 1 << 24:
-                yield _batch(plain, [path.name] * len(plain))
-                plain = []
-        if plain:
-            yield _batch(plain, [path.name] * len(plain))
+    found = [(Path(path), _files(Path(path))) for path in paths]
+    return (batch for path, files in found for batch in _read_files(files, path.name))
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise GristmillError(f"{path} does not exist; name a file or a directory of text")
+    root = path / "documents" if (path / "documents").is_dir() else path
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and p.name[0] != ".")
+    if not files:
+        raise GristmillError(f"{path} holds no file; name a file or a directory of text")
+    return files
+
+
+def _read_files(files: list[Path], name: str) -> Iterator[pa.RecordBatch]:
+    for file in files:
+        try:
+            if file.suffix == ".parquet":
+                yield from _parquet(file, name)
+            elif ".jsonl" in file.suffixes:
+                yield from _json_lines(file, name)
+            else:
+                yield _batch([_read(file).decode("utf-8", "replace")], [name])
+        except (OSError, pa.ArrowException) as error:
+            raise GristmillError(f"{file} cannot be read: {error}") from None
 
 
 def _parquet(file: Path, name: str) -> Iterator[pa.RecordBatch]:

@@ -69,6 +69,13 @@ class PretrainBatches:
         segments = (inputs == self.bos_id).cumsum(dim=1) if self.document_mask else None
         return TokenBatch(inputs, targets, torch.ones_like(targets, dtype=torch.float32), segments)
 
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How often each domain is gone through in the first `steps` steps."""
+        samples = steps * self.batch_size
+        self._extend(samples)
+        drawn = np.bincount(self._domain_of[:samples], minlength=len(self.domains)).tolist()
+        return {name: count / self.blocks[name] for name, count in zip(self.domains, drawn, strict=True)}
+
     def _row(self, sample: int) -> np.ndarray:
         self._extend(sample + 1)
         domain, rank = int(self._domain_of[sample]), int(self._rank_of[sample])

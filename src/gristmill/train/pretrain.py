@@ -61,6 +61,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
         "parameters": model.config.num_parameters,
         "tokens": tokens,
         "epochs": round(tokens / sum(len(store.tokens("train", name)) for name in store.domains), 3),
+        "domain_epochs": {name: round(count, 3) for name, count in batches.epochs(training.steps).items()},
         "train_loss": result.history[-1]["loss"],
         "validation_bits_per_byte": result.history[-1]["validation_bits_per_byte"],
         "tokens_per_second": round(per_second),

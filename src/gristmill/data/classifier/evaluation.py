@@ -20,7 +20,7 @@ from .train import fit
 
 F64 = NDArray[np.float64]
 
-FOLDS = 3
+FOLDS = 5
 _DRAWS, _SEED = 1000, 20161
 _INTERVAL = (2.5, 97.5)
 

@@ -60,7 +60,8 @@ class Classifier:
     def scores(self, texts: list[str] | pa.Array | pa.ChunkedArray, label: str = GOOD) -> F32:
         """float32 [texts]: the probability of `label` for each text. GristmillError when there is no such label."""
         if label not in self.labels:
-            raise GristmillError(f"the classifier knows no label {label!r}; its labels are {', '.join(self.labels)}")
+            known = ", ".join(self.labels[:5]) + (", ..." if len(self.labels) > 5 else "")
+            raise GristmillError(f"the classifier knows no label {label!r}; its labels are {known}")
         column = pa.array(texts, pa.large_string()) if isinstance(texts, list) else texts
         return self.probabilities(texts_of(column))[:, self.labels.index(label)]
 

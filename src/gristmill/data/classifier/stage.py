@@ -21,7 +21,7 @@ from gristmill.errors import GristmillError
 from .evaluation import evaluate
 from .examples import LABELS, gather
 from .fasttext_file import write_fasttext
-from .predict import Classifier
+from .predict import GOOD, Classifier
 from .train import fit
 
 Figures = dict[str, Any]
@@ -107,10 +107,9 @@ def classifier_rules(config: ClassifierConfig) -> list[Rule]:
 
 
 def _check_labels(classifier: Classifier, model: object) -> None:
-    if "good" not in classifier.labels:
-        raise GristmillError(
-            f"{model} has no label __label__good but {', '.join(classifier.labels[:5])}; train it with that label"
-        )
+    if GOOD not in classifier.labels:
+        found = ", ".join(f"__label__{label}" for label in classifier.labels[:5])
+        raise GristmillError(f"{model} has no label __label__{GOOD}, but {found}; train a classifier with that label")
 
 
 def _examples(

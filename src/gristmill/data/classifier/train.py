@@ -46,10 +46,11 @@ def fit(texts: pa.Array, labels: NDArray[np.int64], names: Sequence[str], option
         t=1e-4,
     )
     random = np.random.Generator(np.random.PCG64(_SEED))
-    # fastText draws the inputs at random and begins with outputs of 0. The other way round an n-gram that training never
-    # met adds nothing to a score instead of noise, which is what the scores of unseen sources suffer from.
+    # fastText draws the inputs at random and begins with outputs of 0. The other way round, an n-gram that training
+    # never met adds nothing to a score instead of noise, which is what the scores of unseen sources suffer from.
     inputs = np.zeros((len(words) + options.buckets, options.dimensions), np.float32)
-    outputs = random.uniform(-1, 1, (len(names), options.dimensions)).astype(np.float32)
+    bound = 1.0 / options.dimensions
+    outputs = random.uniform(-bound, bound, (len(names), options.dimensions)).astype(np.float32)
     model = FastTextFile(
         arguments, words, counts, list(names), label_counts.tolist(), inputs, outputs, sum(counts) + len(labels)
     )

@@ -21,7 +21,7 @@ from .warc import is_packed_by_record
 
 SMALL_BYTES = 16 << 20  # small files are read so many bytes a task
 SMALL_FILES = 2000
-SPLIT_BYTES = 64 << 20  # large tables are cut into pieces of about this size
+SPLIT_BYTES = 32 << 20  # large tables and web archives are cut into pieces of about this size
 _PACKAGES = ("books", "code", "docs", "web")
 _LICENSE_FILE_BYTES = 1 << 18
 

@@ -41,9 +41,9 @@ class PerplexityConfig(Frozen):
     reference: tuple[str, ...] = Field(default=(), description="Domains to train the model on.")
     order: int = Field(default=5, ge=1, le=6, description="Words per n-gram of the trained model.")
     max_training_bytes: int = Field(
-        default=64 << 20,
+        default=32 << 20,
         gt=0,
-        description="Text to train on at most, chosen evenly; takes about 12 times as much memory.",
+        description="Text to train on at most, chosen evenly; takes about 22 times as much memory.",
     )
     skip_domains: tuple[str, ...] = Field(default=("code",), description="Domains that are no natural language.")
     quantiles: tuple[float, float] = Field(default=(1 / 3, 2 / 3), description="Ends of head and middle, by language.")
@@ -60,7 +60,7 @@ class ClassifierTraining(Frozen):
     )
     buckets: int = Field(default=1 << 18, gt=0, description="Hash buckets that the n-grams share.")
     min_count: int = Field(default=2, ge=1, description="Rarer words have no vector of their own.")
-    learning_rate: float = Field(default=0.1, gt=0, description="Rate of the first step; it falls to 0.")
+    learning_rate: float = Field(default=0.5, gt=0, description="Rate of the first step; it falls to 0.")
     epochs: int = Field(default=5, ge=1, description="How often the examples are gone through.")
 
 
@@ -78,8 +78,6 @@ class ClassifierConfig(Frozen):
         default=20_000, ge=1, description="Examples of each side at most, chosen evenly over their sources."
     )
     example_bytes: int = Field(default=4096, ge=256, description="Longer documents give several examples.")
-    evaluate: bool = Field(
-        default=True, description="Measure the classifier on held-out sources; trains it four times."
-    )
+    evaluate: bool = Field(default=True, description="Measure the classifier on held-out sources; trains it six times.")
     training: ClassifierTraining = Field(default=ClassifierTraining(), description="How it is trained.")
     min_score: float = Field(default=0.0, ge=0, le=1, description="Documents below it are removed.")

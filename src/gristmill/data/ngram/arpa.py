@@ -9,7 +9,7 @@ import gzip
 import re
 import zlib
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,19 +65,26 @@ def read_arpa(path: Path | str, tokenization: Tokenization) -> NgramModel:
 def write_arpa(model: NgramModel, path: Path) -> None:
     """Write the model as an ARPA file, gzipped where the name ends in .gz; n-grams come in the order of their words'
     numbers, so the same model gives the same bytes."""
-    file = gzip.GzipFile(path, "wb", compresslevel=6, mtime=0) if path.suffix == ".gz" else path.open("wb")
-    with file:
-        file.write(b"\\data\\\n")
-        for order, count in enumerate(model.counts, 1):
-            file.write(b"ngram %d=%d\n" % (order, count))
-        words = np.array(model.words, dtype=object)
-        names, slots = words, np.arange(len(words))
-        for order in range(1, model.order + 1):
-            if order > 1:
-                names, slots = _next_order(model, order, words, names, slots)
-            file.write(b"\n\\%d-grams:\n" % order)
-            _write_section(file, names, model.table.view(np.float32)[slots, 2:], order < model.order)
-        file.write(b"\n\\end\\\n")
+    with path.open("wb") as plain:
+        if path.suffix == ".gz":  # without name and time in its head
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=plain, mtime=0) as packed:
+                _write(model, cast(IO[bytes], packed))
+        else:
+            _write(model, plain)
+
+
+def _write(model: NgramModel, file: IO[bytes]) -> None:
+    file.write(b"\\data\\\n")
+    for order, count in enumerate(model.counts, 1):
+        file.write(b"ngram %d=%d\n" % (order, count))
+    words = np.array(model.words, dtype=object)
+    names, slots = words, np.arange(len(words))
+    for order in range(1, model.order + 1):
+        if order > 1:
+            names, slots = _next_order(model, order, words, names, slots)
+        file.write(b"\n\\%d-grams:\n" % order)
+        _write_section(file, names, model.table.view(np.float32)[slots, 2:], order < model.order)
+    file.write(b"\n\\end\\\n")
 
 
 def _next_order(

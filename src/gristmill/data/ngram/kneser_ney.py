@@ -39,6 +39,7 @@ def estimate(counts: NgramCounts) -> tuple[NgramModel, list[tuple[float, float, 
     """(the model, the discounts of each order). Empties `counts` on the way. GristmillError when there is no text."""
     if not counts.tokens:
         raise GristmillError("an n-gram model needs text to be trained on, and there is none")
+    counts.finish()
     sizes = [len(counts.counts(order)) for order in range(1, counts.order + 1)]
     table, slots = empty_table(sizes)
     values = table.view(np.float32)

@@ -108,7 +108,7 @@ class NgramModel:
         with path.open("wb") as file:
             file.write(MAGIC + len(text).to_bytes(8, "little") + text + words)
             file.write(bytes(table - start - len(words)))
-            file.write(memoryview(self.table).cast("B"))
+            file.write(self.table.data)
 
     def score(self, texts: Texts) -> tuple[F64, NDArray[np.int64], NDArray[np.int64]]:
         """Of each text (log10 of its probability, its words and sentence ends, how many of them are unknown words)."""
@@ -164,15 +164,16 @@ def empty_table(counts: list[int]) -> tuple[U64, list[int]]:
         slots.append(slots[-1] + count * 5 // 3 + 1)  # at most 60 % full
     if slots[-1] > _MAX_SLOTS:
         raise GristmillError("more than 2.5 billion n-grams: train on less text, or a smaller order")
-    table = np.zeros((slots[-1], 2), np.uint64)
-    table[:, 0] = _FREE
+    table = np.zeros((slots[-1], 2), np.uint64)  # costs no memory until `insert` comes to a part
     return table, slots
 
 
 @compiled
 def insert(table, first, last, contexts, words, found):  # type: ignore[no-untyped-def]
-    """Put the n-grams `contexts[i]` (a slot), `words[i]` into the part of `table` from `first` to `last`; uint32
+    """Fill the part of `table` from `first` to `last` with the n-grams `contexts[i]` (a slot), `words[i]`; uint32
     `found[i]` becomes the slot of each."""
+    for slot in range(first, last):
+        table[slot, 0] = _FREE
     for i in range(len(words)):
         key = (np.uint64(contexts[i]) << _HALF) | np.uint64(words[i])
         slot = _slot(table, first, last, key)

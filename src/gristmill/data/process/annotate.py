@@ -38,21 +38,22 @@ COMPRESSION_LEVEL = 1  # of files that are read a few times and then removed
 def annotate_all(work: Work, groups: Sequence[Group]) -> Annotated:
     """Annotate every row group; what an earlier, killed run has finished is taken as it is."""
     outputs = [work.path("annotated", f"{number:07d}.parquet") for number in range(len(groups))]
-    notes = {number: found for number, out in enumerate(outputs) if (found := notes_of(out)) is not None}
-    missing = [number for number in range(len(groups)) if number not in notes]
+    missing = [number for number, out in enumerate(outputs) if notes_of(out) is None]
     if missing:
-        list(work.map("gristmill.data.process.annotate:check", [work.task(repeated=work.path("repeated"))]))
+        work.mapper.prepare("gristmill.data.process.annotate:check", work.task(repeated=work.path("repeated")))
         make_models(work, groups)
         _find_repeated(work, groups)
     total = sum(group.rows for group in groups)
     done = total - sum(groups[number].rows for number in missing)
-    shared = {"models": work.path("models"), "repeated": work.path("repeated")}
-    tasks = {n: work.task(group=groups[n], number=n, out=outputs[n], **shared) for n in missing}
-    for number, _ in work.each("annotate:annotate", tasks):
+
+    def task(number: int) -> Task:
+        shared = {"models": work.path("models"), "repeated": work.path("repeated")}
+        return work.task(group=groups[number], number=number, out=outputs[number], **shared)
+
+    for number, _ in work.each("annotate:annotate", missing, task):
         done += groups[number].rows
         work.run.log.progress(done, total, "documents annotated")
-    notes |= {number: found for number in missing if (found := notes_of(outputs[number])) is not None}
-    return _annotated(outputs, [notes[number] for number in range(len(groups))], work.config.part_row_groups)
+    return _annotated(outputs, work.config.part_row_groups)
 
 
 def check(task: Task) -> Result:
@@ -108,23 +109,24 @@ def notes_of(path: Path) -> Notes | None:
     return Notes(found.num_rows, Counts(counts["read"], [Problem(*problem) for problem in counts["problems"]]), seconds)
 
 
-def _annotated(files: list[Path], notes: list[Notes], part_row_groups: int) -> Annotated:
-    parts = []
+def _annotated(files: list[Path], part_row_groups: int) -> Annotated:
+    parts: list[Part] = []
+    rows: list[int] = []
     seconds: dict[str, float] = {}
-    for first in range(0, len(files), part_row_groups):
-        last = min(first + part_row_groups, len(files))
-        read: dict[str, list[int]] = {}
-        problems: list[Problem] = []
-        for of_file in notes[first:last]:
-            problems += of_file.counts.problems
-            for domain, (documents, size) in of_file.counts.read.items():
-                known = read.setdefault(domain, [0, 0])
-                known[0] += documents
-                known[1] += size
-            for name, spent in of_file.seconds.items():
-                seconds[name] = seconds.get(name, 0.0) + spent
-        parts.append(Part(len(parts), first, last, {"read": read, "problems": problems}))
-    return Annotated(DocumentFiles(tuple(files), tuple(of_file.rows for of_file in notes)), parts, seconds)
+    for number, file in enumerate(files):
+        notes = notes_of(file)
+        assert notes is not None, file
+        rows.append(notes.rows)
+        if number % part_row_groups == 0:
+            parts.append(Part(len(parts), number, number, {"read": {}, "problems": []}))
+        part = parts[-1] = parts[-1]._replace(last=number + 1)
+        part.input["problems"] += notes.counts.problems
+        for domain, counts in notes.counts.read.items():
+            known = part.input["read"].setdefault(domain, [0, 0])
+            part.input["read"][domain] = [a + b for a, b in zip(known, counts, strict=True)]
+        for name, spent in notes.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + spent
+    return Annotated(DocumentFiles(tuple(files), tuple(rows)), parts, seconds)
 
 
 def _find_repeated(work: Work, groups: Sequence[Group]) -> None:
@@ -132,8 +134,9 @@ def _find_repeated(work: Work, groups: Sequence[Group]) -> None:
     if config is None or work.path("repeated", "found").exists():
         return
     outputs = [work.path("units", f"{number:07d}.npy") for number in range(len(groups))]
-    tasks = {n: work.task(group=groups[n], out=out) for n, out in enumerate(outputs) if not out.exists()}
-    for done, _ in enumerate(work.each("annotate:note_units", tasks), len(groups) - len(tasks) + 1):
+    missing = [number for number, out in enumerate(outputs) if not out.exists()]
+    found = work.each("annotate:note_units", missing, lambda n: work.task(group=groups[n], out=outputs[n]))
+    for done, _ in enumerate(found, len(groups) - len(missing) + 1):
         work.run.log.progress(done, len(groups), f"row groups searched for repeated {config.unit}s")
     find_repeated(outputs, work.path("repeated"), config)
     write_text(work.path("repeated", "found"), "")

@@ -39,12 +39,13 @@ _COLUMNS = ("id", "domain", "source", "origin", "bytes")
 
 def judge_all(work: Work, annotated: Annotated, cuts: str) -> tuple[NDArray[Any], list[str]]:
     """The records of all documents, and the sorted domains that their `domain` counts."""
-    outputs = {part.number: work.path("judged", f"{part.number:05d}.npy") for part in annotated.parts}
-    tasks = {
-        part.number: work.task(files=annotated.paths(part), cuts=cuts, out=outputs[part.number])
-        for part in annotated.parts
-    }
-    found = {number: result["domains"] for number, result in work.each("judge:judge", tasks)}
+    parts = annotated.parts
+    outputs = [work.path("judged", f"{part.number:05d}.npy") for part in parts]
+    numbers = [part.number for part in parts]
+    results = work.each(
+        "judge:judge", numbers, lambda n: work.task(files=annotated.paths(parts[n]), cuts=cuts, out=outputs[n])
+    )
+    found = {number: result["domains"] for number, result in results}
     domains = sorted({name for names in found.values() for name in names})
     records = np.empty(len(annotated.files), RECORD)
     for part in annotated.parts:

@@ -94,8 +94,9 @@ def reuse_all(work: Work, previous: Path) -> Annotated:
         parts.append(Part(number, number, number + 1, json.loads(metadata.metadata[b"input"])))
         outputs.append(work.path("reused", f"{number:05d}.parquet"))
         rows.append(metadata.num_rows)
-    tasks = {n: work.task(previous=previous, number=n, out=out) for n, out in enumerate(outputs) if not out.exists()}
-    for done, _ in enumerate(work.each("reuse:reuse", tasks), len(parts) - len(tasks) + 1):
+    missing = [number for number, out in enumerate(outputs) if not out.exists()]
+    found = work.each("reuse:reuse", missing, lambda n: work.task(previous=previous, number=n, out=outputs[n]))
+    for done, _ in enumerate(found, len(parts) - len(missing) + 1):
         work.run.log.progress(done, len(parts), "parts taken from the corpus that is there")
     return Annotated(DocumentFiles(tuple(outputs), tuple(rows)), parts, {})
 

@@ -65,10 +65,10 @@ def list_groups(directory: Path) -> tuple[list[Group], list[Problem]]:
 
 def read_rows(group: Group, counts: Counts) -> Iterator[pa.RecordBatch]:
     """The sound rows of a row group, in order, in batches of about `BATCH_BYTES` of text; `counts` is filled in."""
-    table = _read(group, counts)
-    if table is None or not table.num_rows:
+    batch = _read(group, counts)
+    if not batch.num_rows:
         return
-    batch = _without_nulls(_valid_utf8(table, group, counts), group, counts)
+    batch = _without_nulls(_valid_utf8(batch, group, counts), group, counts)
     batch = _with_ids(batch, group, counts)
     sizes = pc.binary_length(batch["text"])
     by_domain = pa.table({"domain": batch["domain"], "bytes": sizes}).group_by("domain", use_threads=False)
@@ -77,8 +77,8 @@ def read_rows(group: Group, counts: Counts) -> Iterator[pa.RecordBatch]:
     yield from _portions(batch, sizes.to_numpy(zero_copy_only=False))
 
 
-def _read(group: Group, counts: Counts) -> pa.RecordBatch | None:
-    """The eight columns of a row group as strings, or None when it has to be left out."""
+def _read(group: Group, counts: Counts) -> pa.RecordBatch:
+    """The eight columns of a row group as bytes; no rows when it has to be left out."""
     try:
         with pq.ParquetFile(group.file, memory_map=True) as file:
             missing = [name for name in DOCUMENTS.names if name not in file.schema_arrow.names]
@@ -94,8 +94,9 @@ def _read(group: Group, counts: Counts) -> pa.RecordBatch | None:
     return pa.RecordBatch.from_arrays(columns, names=DOCUMENTS.names)
 
 
-def _left_out(group: Group, counts: Counts, what: str) -> None:
+def _left_out(group: Group, counts: Counts, what: str) -> pa.RecordBatch:
     counts.problems.append(Problem(_where(group), f"{what}: its rows are left out", group.rows))
+    return pa.RecordBatch.from_pylist([], DOCUMENTS)
 
 
 def _where(group: Group) -> str:
@@ -125,9 +126,9 @@ def _valid_utf8(batch: pa.RecordBatch, group: Group, counts: Counts) -> pa.Recor
         try:
             text.validate(full=True)
         except pa.ArrowInvalid:
-            values = column.to_pylist()
+            values: list[bytes | None] = column.to_pylist()
             mended = [None if value is None else value.decode("utf-8", "replace") for value in values]
-            wrong = sum(a is not None and a != b.encode() for a, b in zip(values, mended, strict=True))
+            wrong = sum(b is not None and a != b.encode() for a, b in zip(values, mended, strict=True))
             counts.problems.append(
                 Problem(_where(group), f"column {name} holds bytes that are no UTF-8: U+FFFD takes their place", wrong)
             )

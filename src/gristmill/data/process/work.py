@@ -20,9 +20,10 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +90,11 @@ class Work:
     mapper: Mapper
     cpu_seconds: float = field(default=0.0, init=False)  # what its tasks have taken, where they have not been in here
 
+    @cached_property
+    def settings(self) -> str:
+        """The configuration as JSON."""
+        return self.config.model_dump_json()
+
     def path(self, *names: str) -> Path:
         """A file or directory in scratch."""
         return self.place.scratch.joinpath(*names)
@@ -96,8 +102,7 @@ class Work:
     def task(self, **fields: Any) -> Task:
         """A task that carries the configuration and its place."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
-        where = {"scratch": str(self.place.scratch), "run": self.place.run}
-        return {"config": self.config.model_dump_json(), **where, **plain}
+        return {"config": self.settings, "scratch": str(self.place.scratch), "run": self.place.run, **plain}
 
     def map(self, target: str, tasks: Iterable[Task]) -> Iterator[Result]:
         """As `Mapper`, but that the CPU seconds are kept here."""
@@ -111,9 +116,9 @@ class Work:
             self.cpu_seconds += max(0.0, result.pop("cpu_seconds") - in_here)
             yield result
 
-    def each(self, target: str, tasks: dict[int, Task]) -> Iterator[tuple[int, Result]]:
-        """(number, result) of numbered tasks of this package."""
-        yield from zip(tasks, self.map(f"gristmill.data.process.{target}", tasks.values()), strict=True)
+    def each(self, target: str, numbers: Sequence[int], task: Callable[[int], Task]) -> Iterator[tuple[int, Result]]:
+        """(number, result) of the numbered tasks of this package that `task` makes."""
+        yield from zip(numbers, self.map(f"gristmill.data.process.{target}", map(task, numbers)), strict=True)
 
 
 class Part(NamedTuple):

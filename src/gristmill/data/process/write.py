@@ -26,58 +26,41 @@ from ..dedup.against import signature_schema
 from ..pool import Result, Task
 from ..report import count, merge
 from ..schema import TableWriter, corpus_schema, removed_schema
-from .decide import decision_columns
-from .judge import NO_REASON, rules_of
+from .decide import TABLES, Verdict, decision_columns
+from .judge import rules_of
 from .work import Annotated, Place, Work
 
-TABLES = ("documents", "removed", "signatures")
 
+def write_all(work: Work, annotated: Annotated, verdict: Verdict) -> dict[str, Any]:
+    """Write every part that no earlier, killed run has put in place, and merge the counts of all for the report."""
+    markers = [work.path("written", f"{part.number:05d}.json") for part in annotated.parts]
+    done = [number for number, marker in enumerate(markers) if marker.exists()]
+    _remove_others(work.run.out, {number: verdict.tables[number] for number in done})
 
-def write_all(
-    work: Work, annotated: Annotated, decided: NDArray[Any], clusters: list[str], reasons: list[str], cuts: str
-) -> dict[str, Any]:
-    """Write every part that no earlier, killed run has put in place, and merge the counts of all for the report.
-    `clusters` are the ids of documents whose clusters it will show."""
-    path = work.path("decided.npy")
-    with work.place.writing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, decided)
-    tables = _tables(annotated, decided)
-    markers = {part.number: work.path("written", f"{part.number:05d}.json") for part in annotated.parts}
-    _remove_others(work.run.out, {n: tables[n] for n, marker in markers.items() if marker.exists()})
-    shared = {"decided": path, "reasons": reasons, "clusters": clusters, "cuts": cuts, "out": work.run.out}
-    tasks = {
-        part.number: work.task(
+    def task(number: int) -> Task:
+        part = annotated.parts[number]
+        return work.task(
             files=annotated.paths(part),
-            number=part.number,
+            number=number,
             start=annotated.rows(part).start,
-            tables=tables[part.number],
+            tables=verdict.tables[number],
             input=part.input,
-            done=markers[part.number],
-            **shared,
+            done=markers[number],
+            decided=verdict.path,
+            reasons=verdict.reasons,
+            clusters=verdict.clusters,
+            cuts=verdict.cuts,
+            out=work.run.out,
         )
-        for part in annotated.parts
-        if not markers[part.number].exists()
-    }
-    for done, _ in enumerate(work.each("write:write_part", tasks), len(markers) - len(tasks) + 1):
-        work.run.log.progress(done, len(markers), "parts written")
-    return merge(json.loads(marker.read_text()) for marker in markers.values())
+
+    missing = [number for number, marker in enumerate(markers) if not marker.exists()]
+    for finished, _ in enumerate(work.each("write:write_part", missing, task), len(done) + 1):
+        work.run.log.progress(finished, len(markers), "parts written")
+    return merge(json.loads(marker.read_text()) for marker in markers)
 
 
 def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
-
-
-def _tables(annotated: Annotated, decided: NDArray[Any]) -> dict[int, list[str]]:
-    """The tables that each part has rows for; a table without any rows is written by the first part."""
-    found = {}
-    for part in annotated.parts:
-        kept = decided["reason"][annotated.rows(part)] == NO_REASON
-        has = {"documents": kept.any(), "removed": not kept.all(), "signatures": True}
-        found[part.number] = [table for table in TABLES if has[table]]
-    for table in TABLES:
-        if not any(table in tables for tables in found.values()):
-            found[0].append(table)
-    return found
 
 
 def _remove_others(out: Path, parts: dict[int, list[str]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,11 +22,13 @@ from .licenses import license_of_statement
 from .markup import html_text, is_link_list
 from .xml import local_name, parse_small
 
-_MAX_PACKAGE_BYTES = 8 << 20
+_MAX_PACKAGE_BYTES = 2 << 20
 _MAX_CHAPTER_BYTES = 32 << 20
 _MAX_BOOK_BYTES = 256 << 20  # of all chapters, unpacked: no book is that long, a bomb is
 _XHTML = {"application/xhtml+xml", "text/html", "text/x-oeb1-document", "application/x-dtbook+xml"}
 _LEFT_OUT = {"cover", "toc"}  # types of the guide (EPUB 2) that hold no prose
+# `<title/>` is whole in XHTML; read as HTML it would swallow all that follows.
+_SELF_CLOSED = re.compile(r"<(title|script|style|iframe|textarea|noscript|xmp|a|b|i|em|span|div|p)(\s[^<>]*)?/>", re.I)
 # Fonts may be scrambled by these without the book being locked.
 _FONT_SCRAMBLING = {"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"}
 
@@ -56,6 +59,7 @@ def _book(archive: zipfile.ZipFile) -> Extracted:
         if size > _MAX_BOOK_BYTES:
             raise BadInput(f"unpacks to more than {_MAX_BOOK_BYTES:,} bytes")
         markup, was_repaired = decode(data)
+        markup = _SELF_CLOSED.sub(r"<\1\2></\1>", markup)
         repaired |= was_repaired
         if not is_link_list(markup) and (text := html_text(markup)):
             chapters.append(text)

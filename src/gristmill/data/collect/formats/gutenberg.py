@@ -84,10 +84,8 @@ def _split(text: str) -> tuple[str, str]:
     start = 0
     for match in _START.finditer(text, 0, _HEAD_CHARACTERS):
         start = match.end()
-    end = len(text)
-    if match := _END.search(text, start):
-        end = match.start()
-    return text[:start] or text[:2000], text[start:end]
+    footer = _END.search(text, start)
+    return text[:start] or text[:2000], text[start : footer.start() if footer else len(text)]
 
 
 def _without_notes(body: str) -> str:

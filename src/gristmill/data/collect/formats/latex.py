@@ -18,7 +18,7 @@ from .latex_text import CONTROLS, latex_text
 
 _MAX_SOURCE_BYTES = 32 << 20  # of a document with all that it inputs
 _MAX_INPUTS, _MAX_DEPTH = 2000, 30  # files that a document may be made of, and how deep they may input each other
-_WHOLE = re.compile(r"\\begin\s*\{document\}|\\document(?:class|style)\b|\\bye\b|\\input\s+(?:amstex|amsppt)\b")
+_WHOLE = re.compile(r"\\begin\s*\{document\}|\\bye\b|\\input\s+(?:amstex|amsppt)\b")
 _PART = re.compile(r"\\documentclass\s*(?:\[[^\]]{0,500}\])?\s*\{(?:subfiles|standalone)\}")
 # What is no LaTeX to be read, and the pairs that only look like it: a comment, a verbatim environment, inline verbatim.
 _RAW = re.compile(

@@ -194,9 +194,12 @@ class _Renderer:
             self._skip_groups(SKIPPED_ARGUMENTS[name])
             self._drop_line()
         elif name in SYMBOLS:
-            self.out.append(SYMBOLS[name])
+            symbol = SYMBOLS[name]
+            self.out.append(symbol)
             if self.text.startswith("{}", self.position):
                 self.position += 2
+            elif len(symbol) == 1 and symbol.isalpha():  # inside a word, as in `Bj\o rn`
+                self.position = self._after_spaces()
         elif name in ACCENTS and self.text.startswith(("{", " ", "\\"), self.position):
             if not self._accent(name):
                 self._unknown()

@@ -131,9 +131,7 @@ def license_of_notice(text: str) -> str | None:
     """The licence that the head of a file states: an SPDX line, or a short notice that names a well-known licence."""
     head = text[:_NOTICE_CHARACTERS]
     if match := _IDENTIFIER.search(head):
-        stated = " ".join(match.group(1).split())
-        whole = stated.startswith("(") and stated.find(")") == len(stated) - 1
-        return (stated[1:-1] if whole else stated) or None
+        return " ".join(match.group(1).split()) or None
     return license_of_text(head) if "ermission" in head or "edistribution" in head else None
 
 

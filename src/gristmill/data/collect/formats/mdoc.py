@@ -47,6 +47,8 @@ class Mdoc:
         self._lists: list[tuple[str, int]] = []
         self._displays: list[bool] = []
         self._reference: list[str] | None = None
+        self._function: list[str] = []  # of `.Fo`: its name, and its arguments so far
+        self._synopsis = False
         self._spaced = True  # `.Sm off` sets words without spaces
         self._glue = False  # whether the next line goes on without one too
 
@@ -60,6 +62,7 @@ class Mdoc:
             if words:
                 page.heading(1, words[0] + (f"({words[1]})" if len(words) > 1 else ""))
         elif name in ("Sh", "Ss"):
+            self._synopsis = words == ["SYNOPSIS"]
             page.heading(2 if name == "Sh" else 3, self._inline(words))
         elif name in ("Pp", "Lp"):
             page.end_paragraph()
@@ -82,9 +85,15 @@ class Mdoc:
             self._spaced = words[:1] == ["on"] or (not words and not self._spaced)
             self._glue = False
         elif name == "Fo":
-            self._text(f"{' '.join(words)}(")
+            self._function = [" ".join(words)]
+        elif name == "Fa" and self._function:
+            self._function.append(" ".join(words))
         elif name == "Fc":
-            self._text(")")
+            if self._function:
+                self._text(f"{self._function[0]}({', '.join(self._function[1:])})")
+            self._function = []
+            if self._synopsis:
+                page.break_line()
         elif name == "Ex":
             page.add(f"The {self._name or 'command'} utility exits 0 on success, and >0 if an error occurs.")
         elif name == "Rv":
@@ -93,7 +102,12 @@ class Mdoc:
             self._name = words[0]
             page.add(self._inline(["Nm", *words]))
         elif name in _MACROS:
-            self._text(self._inline([name, *words]))
+            if self._synopsis and name in ("Fd", "Ft", "In", "Vt"):
+                page.break_line()
+            text = self._inline([name, *words])
+            self._text(f"#include {text}" if self._synopsis and name == "In" else text)
+            if self._synopsis and name in ("Fn", "In"):
+                page.break_line()
 
     def _text(self, text: str) -> None:
         """Add text; closing punctuation is set to the word before it."""
@@ -149,94 +163,100 @@ class Mdoc:
 
     def _inline(self, words: list[str]) -> str:
         """The text of a line of macros and their arguments."""
-        out: list[str] = []
-        closers: list[str] = []  # of enclosures that end with the line
-        joined = False  # whether the next word is set without a space
-        font = ""
-        fresh = False  # whether a macro has had no argument yet
+        return _Line(words, self._name, " " if self._spaced else "").text()
 
-        def put(text: str) -> None:
-            nonlocal joined
-            if joined and out:
-                out[-1] += text
-            else:
-                out.append(text)
-            joined = False
 
-        for word in words:
+class _Line:
+    """One macro line: `words` are macros, their arguments, and punctuation."""
+
+    def __init__(self, words: list[str], name: str, space: str):
+        self._words, self._name, self._space = words, name, space
+        self._out: list[str] = []
+        self._closers: list[str] = []  # of enclosures that end with the line
+        self._joined = False  # whether the next word is set without a space
+        self._macro = ""  # the macro whose arguments follow
+        self._fresh = False  # whether it has had none yet
+
+    def text(self) -> str:
+        """The formatted line; what ends the sentence stands behind the enclosures that end with the line."""
+        place = 0
+        while place < len(self._words):
+            word = self._words[place]
+            place += 1
             if word in _MACROS:
-                if fresh and font == "Fl":
-                    put("-")
-                elif fresh and font == "Ar":
-                    put("file ...")
-                elif fresh and font == "Nm" and self._name:
-                    put(self._name)
-                font, fresh = word, True
-                if word in _ENCLOSE:
-                    put(_ENCLOSE[word][0])
-                    closers.append(_ENCLOSE[word][1])
-                    joined, font, fresh = True, "", False
-                elif word in _OPEN:
-                    put(_OPEN[word])
-                    joined, font, fresh = True, "", False
-                elif word in _CLOSE:
-                    joined = True
-                    put(_CLOSE[word])
-                    font, fresh = "", False
-                elif word == "Ns":
-                    joined, font, fresh = True, "", False
-                elif word == "Ap":
-                    joined = True
-                    put("'")
-                    joined, font, fresh = True, "", False
-                elif word in _SYSTEMS:
-                    put(_SYSTEMS[word])
-                elif word == "Ta":
-                    put("|")
-                continue
-            if word in _PUNCTUATION_AFTER:
-                if fresh and font == "Nm" and self._name:
-                    put(self._name)
-                elif fresh and font == "Ar":
-                    put("file ...")
-                joined = True
-                put(word)
+                self._default()
+                self._begin(word)
+                if word in ("Fn", "Xr"):
+                    place = self._call(word, place)
+            elif word in _PUNCTUATION_AFTER:
+                self._default()
+                self._put(word, joined=True)
             elif word in _PUNCTUATION_BEFORE:
-                put(word)
-                joined = True
-                continue
-            elif font == "Pf":
-                put(word)
-                joined, font = True, ""
-            elif font == "Xr":
-                joined = joined or not fresh
-                put(word if fresh else f"({word})")
-                font = "Xr" if fresh else ""
-            elif font == "Fl":
-                put(f"-{word}")
-            elif font == "Fn":
-                put(f"{word}(" if fresh else f"{word},")
-                joined = fresh
-            elif font == "In":
-                put(f"<{word}>" if fresh else word)
-            elif font == "St":
-                put(word.lstrip("-").upper())
-            elif font in _SYSTEMS:
-                put(word)
+                self._put(word)
+                self._joined = True
             else:
-                put(word)
-            if font == "Fn" and fresh:
-                closers.append(")")
-            fresh = False
-        if fresh and font == "Fl":
-            put("-")
-        elif fresh and font == "Ar":
-            put("file ...")
-        elif fresh and font == "Nm" and self._name:
-            put(self._name)
-        text = (" " if self._spaced else "").join(out)
-        tail = ""
-        while text and closers and text[-1] in ".,;:" and (len(text) < 2 or text[-2] not in ".,"):
-            tail = text[-1] + tail  # what ends the sentence stands behind the enclosure
-            text = text[:-1].rstrip(",")
-        return text.rstrip(",") + "".join(reversed(closers)) + tail if closers else text
+                self._argument(word)
+        self._default()
+        text = self._space.join(self._out)
+        body = text.rstrip(".,;:") if self._closers and not text.endswith("...") else text
+        return body + "".join(reversed(self._closers)) + text[len(body) :]
+
+    def _put(self, text: str, joined: bool = False) -> None:
+        if (self._joined or joined) and self._out:
+            self._out[-1] += text
+        else:
+            self._out.append(text)
+        self._joined = False
+
+    def _default(self) -> None:
+        """What a macro without arguments shows."""
+        if self._fresh:
+            shown = {"Fl": "-", "Ar": "file ...", "Nm": self._name}.get(self._macro, "")
+            if shown:
+                self._put(shown)
+        self._fresh = False
+
+    def _begin(self, macro: str) -> None:
+        self._macro, self._fresh = macro, True
+        if macro in _ENCLOSE:
+            self._put(_ENCLOSE[macro][0])
+            self._closers.append(_ENCLOSE[macro][1])
+            self._joined = True
+        elif macro in _OPEN:
+            self._put(_OPEN[macro])
+            self._joined = True
+        elif macro in _CLOSE:
+            self._put(_CLOSE[macro], joined=True)
+        elif macro == "Ns":
+            self._joined = True
+        elif macro == "Ap":
+            self._put("'", joined=True)
+            self._joined = True
+        elif macro in _SYSTEMS:
+            self._put(_SYSTEMS[macro])
+        elif macro == "Ta":
+            self._put("|")
+
+    def _argument(self, word: str) -> None:
+        macro = self._macro
+        if macro == "Fl":
+            word = f"-{word}"
+        elif macro == "In" and self._fresh:
+            word = f"<{word}>"
+        elif macro == "St":
+            word = word.lstrip("-").upper()
+        self._put(word)
+        self._fresh = False
+        if macro == "Pf":
+            self._joined, self._macro = True, ""
+
+    def _call(self, macro: str, place: int) -> int:
+        """`open(path, flags)` of `Fn open path flags`, `ls(1)` of `Xr ls 1`; the place behind their arguments."""
+        end = place
+        while end < len(self._words) and self._words[end] not in _MACROS | _PUNCTUATION_AFTER:
+            end += 1
+        if name := self._words[place:end]:
+            shown = ", ".join(name[1:])
+            self._put(name[0] if macro == "Xr" and not shown else f"{name[0]}({shown})")
+        self._macro, self._fresh = "", False
+        return end

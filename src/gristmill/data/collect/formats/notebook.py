@@ -51,7 +51,8 @@ def read(stream: BinaryIO, name: str, outputs: bool = False) -> Iterator[Extract
                 pieces.append(f"```\n{shown}\n```")
         elif kind == "heading" and source.strip():
             level = cell.get("level")
-            pieces.append(f"{'#' * (level if level in range(1, 7) else 1)} {' '.join(source.split())}")
+            marks = "#" * (level if isinstance(level, int) and 1 <= level <= 6 else 1)
+            pieces.append(f"{marks} {' '.join(source.split())}")
         elif kind in ("markdown", "raw", "html") and (prose := _EMBEDDED.sub("", source).strip()):
             pieces.append(prose)
     if not pieces:

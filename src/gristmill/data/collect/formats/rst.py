@@ -23,6 +23,7 @@ _NOTE_MARK = re.compile(r"\.\.[ \t]+(\[[^\]\n]{1,60}\])[ \t]+(.*)")
 _OPTION = re.compile(r":[\w -]{1,40}:(?:[ \t]|$)")
 _FIELD = re.compile(r":([^:\s](?:[^:\n]|:(?!\s))*):(?:[ \t]+|$)")
 _BULLET = re.compile(r"(?:[-*+•‣⁃]|\(?(?:\d{1,4}|[a-zA-Z]|#|[ivxlcIVXLC]{1,6})[.)])[ \t]+(?=\S)")
+_BULLETS = "-*+•‣⁃"
 _TABLE_BORDER = re.compile(r"\+(?:[-=]+\+)+$|={2,}(?:[ \t]+={2,})+$")
 _GRID = re.compile(r"\+[-=]+\+")
 _CODE = {
@@ -107,8 +108,7 @@ class _Document:
         if heading := self._heading(lines, position):
             return heading[0], [heading[1]] if heading[1] else [], False
         if line == ".." or line.startswith((".. ", "__ ")):
-            end, text = self._explicit(lines, position, depth)
-            return end, text, False
+            return *self._explicit(lines, position, depth), False
         if _TABLE_BORDER.match(line) or _GRID.match(line):
             end = _simple_table_end(lines, position) if line[0] == "=" else _blank(lines, position)
             return end, ["\n".join(row for row in lines[position:end] if row)], False
@@ -117,18 +117,14 @@ class _Document:
             return end, [_fence(lines[position:end])], False
         if line.startswith("| ") or line == "|":
             end = _blank(lines, position)
-            return (
-                end,
-                ["\n".join(self.inline.text(row[2:] if row[:1] == "|" else row) for row in lines[position:end])],
-                False,
-            )
+            rows = (row[2:] if row[0] == "|" else row for row in lines[position:end])
+            return end, ["\n".join(self.inline.text(row) for row in rows)], False
         if match := _BULLET.match(line):
             return self._item(lines, position, match.end(), match.group().strip(), depth)
         if match := _FIELD.match(line):
             inner, end = _indented(lines, position + 1, 1)
-            text = (
-                " ".join(self.blocks([line[match.end() :], *_dedented(inner)], depth + 1)) if depth < _MAX_DEPTH else ""
-            )
+            content = [line[match.end() :], *_dedented(inner)]
+            text = " ".join(self.blocks(content, depth + 1)) if depth < _MAX_DEPTH else ""
             name = match.group(1)
             return end, [f"{self.inline.text(name)}: {text}".rstrip()] if text or " " in name else [], False
         return self._paragraph(lines, position, depth)
@@ -158,14 +154,17 @@ class _Document:
         """A list: its items, tight where they hold a single paragraph."""
         items: list[str] = []
         number = 0
+        bullet = mark[0] if mark[0] in _BULLETS else ""
         while position < len(lines) and (match := _BULLET.match(lines[position])):
             mark, width = match.group().strip(), match.end()
+            if bullet != (mark[0] if mark[0] in _BULLETS else ""):
+                break  # another list
             inner, end = _indented(lines, position + 1, min(width, 2))
             content = _dedented(inner)
             first = lines[position][width:]
             blocks = self.blocks([first, *content], depth + 1) if depth < _MAX_DEPTH else [first]
             number += 1
-            shown = "-" if mark[0] in "-*+•‣⁃" else mark.replace("#", str(number))
+            shown = "-" if bullet else mark.replace("#", str(number))
             body = (
                 "\n".join(blocks)
                 if all("\n" not in block or block.startswith("- ") for block in blocks)

@@ -34,14 +34,17 @@ _LIST_LINE = re.compile(r"^([*:;#]+)[ \t]*", re.MULTILINE)
 _MAGIC = re.compile(r"__[A-Z]{3,30}__")
 _PARENTHESIS_END = re.compile(r"(?<![ \xa0,;:])[ \xa0,;:]{1,20}\)")
 _EMPTY_PARENTHESES = re.compile(r"[ \xa0]?\([ \xa0,;:–-]*\)")
-_PARENTHESIS_START = re.compile(r"\([ \xa0]?(?:[,;:][ \xa0]?)+")
+_PARENTHESIS_START = re.compile(r"\([ \xa0,;:]{0,20}[ \xa0]")
+_COMMAS = re.compile(r",(?: ?,)+")
 _SPACE_BEFORE = re.compile(r"[ \xa0]+([,.;:)])(?=\s|$)", re.MULTILINE)
 _BLANKS = re.compile(r"[ \t\xa0]+")
 _LINE_ENDS = re.compile(r" ?\n ?")
 _BLANK_LINES = re.compile(r"\n{3,}")
-_EMPTY_SECTION = re.compile(r"^(#{2,6}) [^\n]*\n+(?=(#{2,6}) |\Z)", re.MULTILINE)
-_ITEM_START = re.compile("^(\x02*-) *[,;:.]+ *", re.MULTILINE)
-_EMPTY_ITEM = re.compile(r"^\x02*(?:-|\d+\.) *$\n?", re.MULTILINE)
+# A list's item begins with one of these, and has two more for each level; nothing else in a page does.
+_INDENT = "\x01"
+_INDENTED = re.compile(f"{_INDENT}+")
+_ITEM_START = re.compile(f"^({_INDENT}*-) *[,;:.]+ *", re.MULTILINE)
+_EMPTY_ITEM = re.compile(rf"^{_INDENT}*(?:-|\d+\.) *$\n?", re.MULTILINE)
 _SUPERSCRIPTS = str.maketrans("0123456789+-−n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ⁿ")
 _SUBSCRIPTS = str.maketrans("0123456789+-−", "₀₁₂₃₄₅₆₇₈₉₊₋₋")
 # Namespaces of links that are no text; a dump names those of its own language.
@@ -90,7 +93,7 @@ def wikitext_to_text(source: str, left_out: frozenset[str] = LEFT_OUT) -> str:
     if "&" in text:
         text = html.unescape(html.unescape(text)).replace("\x00", "")
     text = _tidy(text)
-    return _STORED.sub(lambda match: _fetch(stored, match), text) if stored else text
+    return _STORED.sub(lambda match: _fetch(stored, match), text).strip("\n ") if stored else text
 
 
 def _fetch(stored: list[str], match: re.Match[str]) -> str:
@@ -125,7 +128,7 @@ def _store_raw(text: str, stored: list[str]) -> str:
         inside = text[match.end() : end]
         if name in ("math", "chem", "ce"):
             shown = f"${inside.strip()}$"
-        elif name in ("pre", "syntaxhighlight", "source") and "\n" in inside.strip():
+        elif name in ("pre", "syntaxhighlight", "source") and "\n" in inside:
             shown = f"\n```\n{inside.strip(chr(10)).rstrip()}\n```\n"
         else:
             shown = _TAG.sub("", inside)
@@ -293,28 +296,31 @@ def _numbered(match: re.Match[str]) -> str:
         rest = line.lstrip("#")
         depth = min(len(line) - len(rest), 8)
         if rest[:1] in ("*", ":", ";"):
-            lines.append(f"\x01{'  ' * depth}{'- ' if rest[0] == '*' else ''}{rest.lstrip('*:; ')}")
+            lines.append(f"{_indent(depth)}{'- ' if rest[0] == '*' else ''}{rest.lstrip('*:; ')}")
             continue
         counts[depth - 1] += 1
         counts[depth:] = [0] * (8 - depth)
-        lines.append(f"\x01{'  ' * (depth - 1)}{counts[depth - 1]}. {rest.strip()}")
+        lines.append(f"{_indent(depth - 1)}{counts[depth - 1]}. {rest.strip()}")
     return "\n".join(lines) + "\n"
 
 
 def _list_line(match: re.Match[str]) -> str:
     prefix = match.group(1)
     depth = min(len(prefix) - 1, 8)
-    return f"\x01{'  ' * depth}- " if prefix[-1] in "*#" else ""
+    return f"{_indent(depth)}- " if prefix[-1] in "*#" else ""
+
+
+def _indent(depth: int) -> str:
+    return _INDENT * (2 * depth + 1)
 
 
 def _tidy(text: str) -> str:
-    text = text.replace("\x01", "\x02") if "\x01" in text else text
-    text = re.sub("\x02( *)", lambda match: "\x02" * (len(match.group(1)) + 1), text)  # the indent of a list
+    """Spaces, empty parentheses and items that the removals left; indents of lists become spaces."""
     text = _LINE_ENDS.sub("\n", _BLANKS.sub(" ", text))
     text = _PARENTHESIS_END.sub(")", _PARENTHESIS_START.sub("(", _EMPTY_PARENTHESES.sub("", text)))
-    text = _SPACE_BEFORE.sub(r"\1", text)
+    text = _COMMAS.sub(",", _SPACE_BEFORE.sub(r"\1", text))
     text = _EMPTY_ITEM.sub("", _ITEM_START.sub(r"\1 ", text))
-    text = re.sub("\x02(\x02*)", lambda match: " " * len(match.group(1)), text)
+    text = _INDENTED.sub(lambda match: " " * (len(match.group()) - 1), text)
     text = _BLANK_LINES.sub("\n\n", text)
     return _without_empty_sections(text).strip("\n ")
 

@@ -16,7 +16,8 @@ from .decode import decode
 
 _ENCODING = re.compile(rb"<\?xml[^>]{0,100}?encoding=[\"']([\w.:-]+)")
 _CHUNK_BYTES = 1 << 16
-_MAX_TOKEN_BYTES = 64 << 20  # between two events: a single tag, attribute or run of text
+_MAX_TOKEN_BYTES = 8 << 20  # between two events, as of a single tag with its attributes
+_MAX_DEPTH = 100  # of elements in elements; those that are open cost memory
 
 T = TypeVar("T")
 
@@ -48,9 +49,23 @@ def stream_events(
     """Feed a document to the three handlers and yield what they put into `finished`, in bounded memory.
 
     BadInput at the first place that is not well-formed; what was finished before it has been yielded."""
+    depth = 0
+
+    def opened(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise BadInput(f"nests its elements more than {_MAX_DEPTH} deep")
+        start(tag, attributes)
+
+    def closed(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        end(tag)
+
     parser = expat.ParserCreate()
     parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = opened, closed, text
     parser.EntityDeclHandler = _refuse_entity
     position = 0
     while True:
