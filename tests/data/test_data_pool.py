@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from gristmill.data.pool import Pool
+from gristmill.data.pool import FORKS, Pool
 from gristmill.errors import GristmillError
 
 HERE = Path(__file__).parent
+LOADED: list[bool] = []
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
@@ -37,11 +39,15 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
             pass
     if how == "touch":
         Path(task["file"]).touch()
+    if how == "load":
+        importlib.import_module("pyarrow.parquet")
+        importlib.import_module("numpy.linalg")
+        LOADED.append(True)
     if how == "hang":
         Path(task["file"]).write_text(str(os.getpid()))
         while True:
             signal.pause()
-    return {"pid": os.getpid(), "number": task.get("number")}
+    return {"pid": os.getpid(), "number": task.get("number"), "loaded": bool(LOADED)}
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +77,43 @@ def test_workers_are_other_processes_and_serve_every_call() -> None:
     with pytest.raises(ProcessLookupError):  # and they are gone
         for pid in first:
             os.kill(pid, 0)
+
+
+@pytest.mark.skipif(not FORKS, reason="workers are forked on Linux alone")
+def test_workers_have_what_was_prepared_and_are_forked_from_one_thread() -> None:
+    with Pool(2) as pool:
+        pool.prepare("test_data_pool:work", {"how": "load"})
+        found = run(pool, [{"how": "loaded?"}] * 8)
+        assert all(result["loaded"] for result in found)
+        assert pool._root is not None
+        assert len(os.listdir(f"/proc/{pool._root._pid}/task")) == 1
+        pool.renew()
+        again = run(pool, [{"how": "loaded?"}] * 8)
+    assert all(result["loaded"] for result in again)
+    assert not {result["pid"] for result in found} & {result["pid"] for result in again}
+
+
+def test_without_forking_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gristmill.data.pool.FORKS", False)
+    with Pool(2) as pool:
+        pool.prepare("test_data_pool:work", {"how": "load"})
+        found = run(pool, [{"how": "well", "number": number} for number in range(20)])
+        assert [result["number"] for result in found] == list(range(20))
+        assert os.getpid() not in {result["pid"] for result in found}
+        with pytest.raises(GristmillError, match="was killed by signal 9"):
+            run(pool, [{"how": "killed"}])
+    with pytest.raises(ProcessLookupError):
+        os.kill(found[0]["pid"], 0)
+
+
+def test_an_error_of_what_was_to_be_prepared_comes_before_the_first_task() -> None:
+    with Pool(2) as pool:
+        pool.prepare("test_data_pool:work", {"how": "user"})
+        with pytest.raises(GristmillError, match="file x is broken"):
+            run(pool, [{"how": "well"}] * 3)
+        pool.prepare("test_data_pool:work", {"how": "well"})
+        pool.prepare("test_data_pool:work", {"how": "well"})
+        assert len(run(pool, [{"how": "well"}] * 3)) == 3
 
 
 def test_one_worker_is_this_process() -> None:
@@ -106,7 +149,7 @@ def test_a_caller_that_stops_asking_leaves_no_worker_behind() -> None:
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     script = (
-        "import sys; from gristmill.data.pool import Pool\n"
+        "import sys; from gristmill.data.pool import FORKS, Pool\n"
         "list(Pool(2)('test_data_pool:work', [{'how': 'hang', 'file': sys.argv[1]}, {'how': 'well'}]))"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, str(file)])

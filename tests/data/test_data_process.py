@@ -18,7 +18,8 @@ from gristmill.data.config import CorpusConfig, MixtureConfig, NearDuplicateConf
 from gristmill.data.corpus import domains, mixture_weights, read_documents
 from gristmill.data.kernel import shingles
 from gristmill.data.process import process
-from gristmill.data.schema import CORPUS, DOCUMENTS, Document
+from gristmill.data.schema import CORPUS, DOCUMENTS, ROW_GROUP_ROWS, Document, TableWriter
+from gristmill.data.step import Rule, Step, check_chain, first_broken, first_reasons
 from gristmill.errors import GristmillError
 
 Make = Callable[..., StageRun]
@@ -255,3 +256,43 @@ def test_a_document_longer_than_a_slice_goes_through_in_slices(
     assert len({row["id"] for row in rows}) == len(rows)
     assert len({row["split"] for row in rows}) == 1
     assert np.all(np.diff([int(row["origin"].split("#")[1]) for row in rows]) >= 0)
+
+
+def test_row_groups_do_not_depend_on_how_rows_arrive(prose: Prose, tmp_path: Path) -> None:
+    schema = pa.schema([pa.field("text", pa.string()), pa.field("bytes", pa.int64()), pa.field("name", pa.string())])
+    texts = [prose(seed, 400) * (1 + seed % 7) for seed in range(600)] + ["x"] * 3000
+    columns = {"text": texts, "bytes": [len(text.encode()) for text in texts], "name": [None, "a", "b"] * 1200}
+    table = pa.table(columns, schema)
+    paths = []
+    for size in (1, 700, 5000):
+        paths.append(tmp_path / f"{size}.parquet")
+        with TableWriter(paths[-1], schema) as writer:
+            for batch in table.to_batches(size):
+                writer.add(batch)
+    assert len({path.read_bytes() for path in paths}) == 1
+    metadata = pq.read_metadata(paths[0])
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    assert len(rows) > 4
+    assert max(rows) == ROW_GROUP_ROWS
+    assert pq.ParquetFile(paths[0]).read().equals(table)
+
+
+def test_the_first_rule_that_is_broken_is_the_reason() -> None:
+    batch = pa.RecordBatch.from_pydict({"a": [1, 5, 5, 1], "b": [1, 1, 9, 9]})
+    rules = [
+        Rule(f"{name}:large", (name,), lambda rows, name=name: rows[name].to_numpy() > 4)  # type: ignore[misc]
+        for name in ("a", "b")
+    ]
+    assert first_broken(batch, rules).tolist() == [-1, 0, 0, 1]
+    assert first_broken(batch, []).tolist() == [-1] * 4
+    assert first_reasons(batch, rules) == [None, "a:large", "a:large", "b:large"]
+
+
+def test_a_chain_whose_steps_do_not_fit_is_refused() -> None:
+    words, other = pa.field("words", pa.int64()), pa.field("other", pa.int64())
+    count = Step("count", ("text",), (words,), lambda batch: batch)
+    rate = Step("rate", ("words",), (other,), lambda batch: batch)
+    schema = check_chain([count, rate], DOCUMENTS)
+    assert schema.names == [*DOCUMENTS.names, "words", "other"]
+    with pytest.raises(ValueError, match="step 'rate' reads words"):
+        check_chain([rate, count], DOCUMENTS)

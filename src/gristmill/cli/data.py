@@ -160,7 +160,7 @@ def train_classifier(
 
     Example: gristmill data train-classifier --good books/ --good docs/ --bad spam/ --out quality.bin
     """
-    from ..data.classifier.files import train_classifier_files
+    from ..data.classifier import train_classifier_files
 
     _show(out, train_classifier_files(good, bad, out))
 

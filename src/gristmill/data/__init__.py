@@ -1,5 +1,6 @@
-"""Collecting text and making a corpus of it: stages `collected` (`collect.py`) and `corpus` (`process.py`).
+"""Collecting text and making a corpus of it: stages `collected` (`collect/`) and `corpus` (`process/`).
 
-Each idea has its file: `clean`, `textbatch` (many documents as one array), `rules` and `repetition` (heuristics),
-`minhash` (near-duplicates), `privacy`, `mixture` (validation split and domain weights); `corpus` reads the result.
+Each idea has its place: `clean/`, `language`, `kernel/` (all measurements, compiled), `rules`, `ngram/` and
+`classifier/` (models that filters score by), `privacy/`, `names`, `toxicity`, `dedup/`, `mixture/`, `report/`;
+`corpus` reads the result, `step` says what a step is.
 """

@@ -16,15 +16,18 @@ from .pool import Mapper, Pool
 
 
 @contextmanager
-def open_mapper(engine: Engine, workers: int | None, tasks: int) -> Iterator[Mapper]:
+def open_mapper(
+    engine: Engine, workers: int | None, tasks: int | None = None, preload: str | None = None
+) -> Iterator[Mapper]:
     """A `Mapper` for as long as the block lasts. `workers` None means one per core, or all that a Ray cluster has;
-    more than the most `tasks` that one call will bring are not started. GristmillError where Ray is asked for and is
-    not installed."""
+    more than the most `tasks` that one call will bring, where that is known, are not started. `preload` is as in
+    `Pool`. GristmillError where Ray is asked for and is not installed."""
     if engine == "ray":
         from .ray_engine import open_ray
 
         with open_ray(workers) as mapper:
             yield mapper
     else:
-        with Pool(min(workers or hardware.available_cores(), tasks)) as pool:
+        workers = workers or hardware.available_cores()
+        with Pool(workers if tasks is None else min(workers, tasks), preload) as pool:
             yield pool

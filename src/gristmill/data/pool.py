@@ -5,7 +5,7 @@ multiprocessing would start its workers by importing the caller's main script ag
 nothing of the caller's. Texts never travel between them: a task names files, and the worker writes its own.
 
 Where the system allows it, one such process loads what the workers need (`Mapper.prepare`), and the workers are forked
-from it: they start at once, and have in common what it holds. It runs no second thread, so forking it is safe.
+from it: they start at once, and have in common what it holds. It has no second thread, so forking it is safe.
 
 A worker whose parent is gone ends at once, whatever it is doing: its connection is closed then.
 """
@@ -37,8 +37,15 @@ Task = dict[str, Any]
 Result = dict[str, Any]
 
 FORKS = sys.platform == "linux"  # elsewhere system libraries may not survive it
-# Memory that a worker does not use is given back (Arrow's own allocator keeps it), and workers run one thread each.
-_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1"}
+# Memory that a worker does not use is given back (Arrow's own allocator keeps it), and no library starts threads: there
+# is a process for each core already, and a process that is forked must have but one thread.
+_ENVIRONMENT = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 class Mapper(Protocol):
@@ -50,7 +57,11 @@ class Mapper(Protocol):
         a time."""
 
     def prepare(self, target: str, task: Task) -> None:
-        """Do a task that loads what workers will need, before they are started."""
+        """Do a task that loads what workers will need, before they are started. Its errors may come with the next
+        call."""
+
+    def limit(self, tasks: int) -> None:
+        """Tell how many tasks one call will bring at most."""
 
     def renew(self) -> None:
         """Let go of what the workers hold in memory: a phase of other work begins."""
@@ -60,14 +71,22 @@ class Pool:
     """A `Mapper`: up to `workers` processes, started when they are needed first and used again by later calls.
 
     One worker needs no other process: its tasks are done in this one. Leaving the `with` block ends all processes.
+    `preload` is a target that takes an empty task: the process that workers are forked from begins with it.
     """
 
-    def __init__(self, workers: int):
+    def __init__(self, workers: int, preload: str | None = None):
         self._limit = workers
+        self._preload = preload
         self._root: _Process | None = None
+        self._preparing: _Process | None = None
         self._workers: list[_Process] = []
 
     def __enter__(self) -> Pool:
+        if self._limit > 1 and FORKS:
+            self._root = _Process.start(forks=True)
+            if self._preload is not None:
+                self._root.begin(self._preload, {})
+                self._preparing = self._root
         return self
 
     def __exit__(
@@ -77,6 +96,10 @@ class Pool:
         if self._root is not None:
             self._root.end()
             self._root = None
+
+    def limit(self, tasks: int) -> None:
+        """As `Mapper.limit`: no more workers than that are started."""
+        self._limit = min(self._limit, tasks)
 
     def renew(self) -> None:
         """End all workers; a later call starts new ones."""
@@ -88,9 +111,10 @@ class Pool:
         if self._limit <= 1:
             timed(target, task)
             return
-        process = self._parent() if FORKS else self._worker(0)
+        self._finish_preparing()
+        process = self._root or self._worker(0)
         process.begin(target, task)
-        process.result()
+        self._preparing = process
 
     def __call__(self, target: str, tasks: Iterable[Task]) -> Iterator[Result]:
         """As `Mapper`."""
@@ -125,14 +149,15 @@ class Pool:
                 self.renew()
 
     def _worker(self, place: int) -> _Process:
+        self._finish_preparing()
         while len(self._workers) <= place:
-            self._workers.append(self._parent().fork() if FORKS else _Process.start(forks=False))
+            self._workers.append(_Process.start(forks=False) if self._root is None else self._root.fork())
         return self._workers[place]
 
-    def _parent(self) -> _Process:
-        if self._root is None:
-            self._root = _Process.start(forks=True)
-        return self._root
+    def _finish_preparing(self) -> None:
+        if self._preparing is not None:
+            process, self._preparing = self._preparing, None
+            process.result()
 
 
 class _Process:

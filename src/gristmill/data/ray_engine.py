@@ -33,6 +33,9 @@ class RayMapper:
         """As `Mapper.prepare`, in one of Ray's workers: the others load what they need themselves."""
         list(self(target, [task]))
 
+    def limit(self, tasks: int) -> None:
+        """Nothing: Ray starts what it needs."""
+
     def renew(self) -> None:
         """Nothing: Ray ends workers as it sees fit."""
 

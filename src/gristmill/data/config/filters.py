@@ -60,7 +60,7 @@ class ClassifierTraining(Frozen):
     )
     buckets: int = Field(default=1 << 18, gt=0, description="Hash buckets that the n-grams share.")
     min_count: int = Field(default=2, ge=1, description="Rarer words have no vector of their own.")
-    learning_rate: float = Field(default=0.5, gt=0, description="Rate of the first step; it falls to 0.")
+    learning_rate: float = Field(default=0.1, gt=0, description="Rate of the first step; it falls to 0.")
     epochs: int = Field(default=5, ge=1, description="How often the examples are gone through.")
 
 

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 def process(config: CorpusConfig, run: StageRun) -> Figures:
     """Make the corpus `run.out` of the documents `run.inputs["collected"]`; see `stage.process_corpus`."""
-    from .stage import process_corpus
+    from ..engines import open_mapper
 
-    return process_corpus(config, run)
+    # The process that workers are forked from starts, and loads what is compiled, while this one loads the rest.
+    with open_mapper(run.engine, run.workers, preload="gristmill.data.process.annotate:load_kernel") as mapper:
+        from .stage import process_corpus
+
+        return process_corpus(config, run, mapper)
 
 
 def identity(config: CorpusConfig) -> dict[str, Any]:

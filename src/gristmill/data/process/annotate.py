@@ -56,12 +56,17 @@ def annotate_all(work: Work, groups: Sequence[Group]) -> Annotated:
     return _annotated(outputs, work.config.part_row_groups)
 
 
-def check(task: Task) -> Result:
-    """Build the chain and check that its steps fit together, and have what is compiled compiled, before any work
-    starts. The task gives `config` and `repeated`. GristmillError where a step lacks a model or an extra."""
-    _schema(_steps(task | {"models": None}, 0))
+def load_kernel(task: Task) -> Result:
+    """Load what is compiled, or compile it."""
     warm_up()
     return {}
+
+
+def check(task: Task) -> Result:
+    """Build the chain and check that its steps fit together, before any work starts. The task gives `config` and
+    `repeated`. GristmillError where a step lacks a model or an extra."""
+    _schema(_steps(task | {"models": None}, 0))
+    return load_kernel(task)
 
 
 def note_units(task: Task) -> Result:

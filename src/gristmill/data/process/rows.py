@@ -56,7 +56,8 @@ def list_groups(directory: Path) -> tuple[list[Group], list[Problem]]:
     for path in part_files(directory):
         try:
             metadata = pq.read_metadata(path)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError) as error:
+            _raise_if_sound(error)
             problems.append(Problem(path.name, "the file cannot be read", 0))
             continue
         groups += [Group(str(path), i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
@@ -88,10 +89,17 @@ def _read(group: Group, counts: Counts) -> pa.RecordBatch:
                 if not _is_text(kind := file.schema_arrow.field(name).type):
                     return _left_out(group, counts, f"column {name} is {kind}, not text")
             table = file.read_row_group(group.group, columns=DOCUMENTS.names, use_threads=False)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as error:
+        _raise_if_sound(error)
         return _left_out(group, counts, "the row group cannot be read")
     columns = [_plain(table[name]) for name in DOCUMENTS.names]
     return pa.RecordBatch.from_arrays(columns, names=DOCUMENTS.names)
+
+
+def _raise_if_sound(error: Exception) -> None:
+    """Raise an error that says nothing of the file's contents: too little memory, a disk that does not answer."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        raise error
 
 
 def _left_out(group: Group, counts: Counts, what: str) -> pa.RecordBatch:

@@ -20,7 +20,7 @@ from gristmill.artifact import Figures, StageRun, hash_json, write_json
 from gristmill.errors import GristmillError
 
 from ..config import CorpusConfig
-from ..engines import open_mapper
+from ..pool import Mapper
 from ..report import make_report
 from .annotate import annotate_all
 from .decide import decide_all
@@ -33,26 +33,26 @@ from .write import write_all
 MOST_PROBLEMS = 1000  # that the report lists
 
 
-def process_corpus(config: CorpusConfig, run: StageRun) -> Figures:
-    """Make the corpus; what `gristmill.data.process.process` does."""
+def process_corpus(config: CorpusConfig, run: StageRun, mapper: Mapper) -> Figures:
+    """Make the corpus; what `gristmill.data.process.process` does. `mapper` does the tasks."""
     clock = _Clock()
     key = annotation_key(config, run.seed)
     place = Place.begin(run.scratch, hash_json({"annotations": key, "config": config.model_dump(mode="json")}))
     groups, problems = list_groups(run.inputs["collected"] / "documents")
     previous = reusable(run, key)
-    with open_mapper(run.engine, run.workers, len(groups)) as mapper:
-        work = Work(config, run, place, mapper)
-        annotated = annotate_all(work, groups) if previous is None else reuse_all(work, previous)
-        problems += [Problem(*problem) for part in annotated.parts for problem in part.input["problems"]]
-        if not len(annotated.files):
-            raise _nothing_read(problems)
-        clock.lap("annotate")
-        mapper.renew()
-        verdict = decide_all(work, annotated)
-        clock.lap("decide")
-        mapper.renew()
-        counts = write_all(work, annotated, verdict)
-        keep_models(work, previous)
+    mapper.limit(len(groups))
+    work = Work(config, run, place, mapper)
+    annotated = annotate_all(work, groups) if previous is None else reuse_all(work, previous)
+    problems += [Problem(*problem) for part in annotated.parts for problem in part.input["problems"]]
+    if not len(annotated.files):
+        raise _nothing_read(problems)
+    clock.lap("annotate")
+    mapper.renew()
+    verdict = decide_all(work, annotated)
+    clock.lap("decide")
+    mapper.renew()
+    counts = write_all(work, annotated, verdict)
+    keep_models(work, previous)
     report = make_report(
         counts,
         config,
