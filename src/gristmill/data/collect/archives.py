@@ -77,7 +77,7 @@ def tar_members(stream: BinaryIO, name: str, start: int, budget: Budget, tally: 
     try:
         with tarfile.open(fileobj=stream, mode="r|", errorlevel=0) as archive:
             while entry := archive.next():
-                archive.members = []  # it would keep them all
+                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
                 number += 1
                 if not entry.isreg() or is_hidden(entry.name):
                     continue
@@ -134,7 +134,7 @@ def tar_tree(stream: BinaryIO) -> Tree:
     try:
         with tarfile.open(fileobj=stream, mode="r:" if stream.seekable() else "r|", errorlevel=0) as archive:
             while entry := archive.next():
-                archive.members = []
+                archive.members = []  # type: ignore[attr-defined]
                 if not entry.isreg() or not _ASKED_FOR.search(entry.name.lower()):
                     continue
                 name = posixpath.normpath(entry.name)

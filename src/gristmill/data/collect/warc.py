@@ -234,7 +234,7 @@ def _decoded(payload: Payload, limit: int) -> bytes:
 
 def _dechunked(body: bytes) -> bytes:
     """The data of a chunked transfer (RFC 9112, 7.1), as far as it goes; what is not chunked is given back."""
-    parts = []
+    parts: list[bytes] = []
     position = 0
     while match := _CHUNK.match(body, position):
         size = int(match.group(1), 16)
