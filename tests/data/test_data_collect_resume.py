@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,13 +64,15 @@ def mixed(tmp_path: Path) -> Path:
 def test_a_killed_stage_gives_the_same_bytes(
     tmp_path: Path, mixed: Path, tree: Callable[[Path], dict[str, str]]
 ) -> None:
+    begun = time.monotonic()
     assert start(tmp_path / "whole", mixed, 1).wait() == 0
+    usual = time.monotonic() - begun
     source = random.Random(7)
     kills = 0
     while True:
         run = start(tmp_path / "cut", mixed, source.choice([1, 2]))
         try:
-            assert run.wait(source.uniform(0.5, 1.5) * (1 + kills / 8)) == 0
+            assert run.wait(usual * source.uniform(0.3, 0.7) * (1 + kills / 8)) == 0
             break
         except subprocess.TimeoutExpired:
             run.send_signal(signal.SIGKILL)
