@@ -32,6 +32,7 @@ from .models import make_models
 from .rows import Counts, Group, Problem, read_rows
 from .work import Annotated, Part, Place, Work
 
+CHECK = "gristmill.data.process.annotate:check"
 COMPRESSION_LEVEL = 1  # of files that are read a few times and then removed
 
 
@@ -39,15 +40,19 @@ def annotate_all(work: Work, groups: Sequence[Group]) -> Annotated:
     """Annotate every row group; what an earlier, killed run has finished is taken as it is."""
     outputs = [work.path("annotated", f"{number:07d}.parquet") for number in range(len(groups))]
     missing = [number for number, out in enumerate(outputs) if notes_of(out) is None]
+    shared = {"models": work.path("models"), "repeated": work.path("repeated")}
     if missing:
-        work.mapper.prepare("gristmill.data.process.annotate:check", work.task(repeated=work.path("repeated")))
+        scored = work.config.perplexity is not None or work.config.classifier is not None
+        work.mapper.prepare(CHECK, work.task(**shared | ({"models": None} if scored else {})))
         make_models(work, groups)
+        if scored:
+            work.mapper.renew()  # what was trained on is let go
+            work.mapper.prepare(CHECK, work.task(**shared))
         _find_repeated(work, groups)
     total = sum(group.rows for group in groups)
     done = total - sum(groups[number].rows for number in missing)
 
     def task(number: int) -> Task:
-        shared = {"models": work.path("models"), "repeated": work.path("repeated")}
         return work.task(group=groups[number], number=number, out=outputs[number], **shared)
 
     for number, _ in work.each("annotate:annotate", missing, task):
@@ -63,9 +68,10 @@ def load_kernel(task: Task) -> Result:
 
 
 def check(task: Task) -> Result:
-    """Build the chain and check that its steps fit together, before any work starts. The task gives `config` and
-    `repeated`. GristmillError where a step lacks a model or an extra."""
-    _schema(_steps(task | {"models": None}, 0))
+    """Build the chain, which workers have then, and check that its steps fit together. The task gives `config`,
+    `repeated` and `models`, which is null as long as there are none. GristmillError where a step lacks a model or an
+    extra."""
+    _schema(_steps(task, 0))
     return load_kernel(task)
 
 
