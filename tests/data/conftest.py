@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from document_tables import write_documents
 from gristmill.artifact import StageRun
-from gristmill.data.schema import DOCUMENTS, Document, DocumentWriter
+from gristmill.data.schema import Document
 from gristmill.events import StageLog
 
 
@@ -35,9 +36,7 @@ def collected(tmp_path: Path) -> Callable[[list[Document]], Path]:
 
     def write(documents: list[Document], name: str = "collected") -> Path:
         directory = tmp_path / name
-        with DocumentWriter(directory / "documents", DOCUMENTS) as writer:
-            for document in documents:
-                writer.add(len(document.text.encode()), id=document.id, **document._asdict())
+        write_documents(directory / "documents", documents)
         return directory
 
     return write

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from document_tables import first_reasons
 from gristmill.data.config import ContaminationConfig
 from gristmill.data.dedup.contamination import contamination_rules, contamination_step, read_evaluations
-from gristmill.data.step import check_chain, first_reasons
+from gristmill.data.step import check_chain
 from gristmill.errors import GristmillError
 
 Prose = Callable[..., str]

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from document_tables import first_reasons
 from gristmill.data import kernel
 from gristmill.data.clean.lines import drop_lines
 from gristmill.data.clean.text import clean
 from gristmill.data.config import C4Rules, DomainRules, FineWebRules, QualityRules, RepetitionRules, RuleSet
 from gristmill.data.rules import rules_for
-from gristmill.data.step import first_reasons
 
 VECTORS = Path(__file__).parent / "vectors" / "datatrove.jsonl.gz"
 REASONS = {

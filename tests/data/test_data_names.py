@@ -10,10 +10,11 @@ from typing import NamedTuple
 import pyarrow as pa
 import pytest
 
+from document_tables import first_reasons
 from gristmill.data import names
 from gristmill.data.config import NamesConfig
 from gristmill.data.names import find_names, names_rules, names_step
-from gristmill.data.step import check_chain, first_reasons
+from gristmill.data.step import check_chain
 from gristmill.errors import GristmillError
 
 

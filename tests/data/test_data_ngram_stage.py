@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from gristmill.data.ngram import (
 from gristmill.data.schema import document_id
 from gristmill.errors import GristmillError
 
-Documents = Callable[[], Iterator[pa.RecordBatch]]
+Documents = Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
 
 
 @pytest.fixture
@@ -33,26 +33,26 @@ def documents(prose: Callable[..., str]) -> Documents:
         for k in range(40)
         for domain in ("books", "web")
     ]
-    return lambda: (pa.RecordBatch.from_pylist(rows[k : k + 7]) for k in range(0, len(rows), 7))
+
+    def batches(domains: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        wanted = [row for row in rows if row["domain"] in domains]
+        return (pa.RecordBatch.from_pylist(wanted[k : k + 7]) for k in range(0, len(wanted), 7))
+
+    return batches
 
 
 def test_the_reference_is_trained_on_its_domains(documents: Documents, tmp_path: Path) -> None:
     config = PerplexityConfig(reference=("books",), order=2)
     figures = train_reference(config, documents, tmp_path / "m")
     assert figures["documents"] == 40
-    rows = [row for batch in documents() for row in batch.to_pylist()]
-    books = [row["text"] for row in rows if row["domain"] == "books"]
+    books = [text for batch in documents(["books"]) for text in batch["text"].to_pylist()]
     train_ngram(books, 2, tmp_path / "same")
     assert (tmp_path / "m").read_bytes() == (tmp_path / "same").read_bytes()
     assert not list(tmp_path.glob(".*"))
 
-    before = (tmp_path / "m").stat().st_mtime_ns
-    assert train_reference(config, documents, tmp_path / "m") == {}  # it is there already
-    assert (tmp_path / "m").stat().st_mtime_ns == before
-
 
 def test_a_large_reference_is_thinned_evenly(documents: Documents, tmp_path: Path) -> None:
-    total = sum(len(t) for batch in documents() for t in batch["text"].to_pylist())
+    total = sum(len(t) for batch in documents(["books", "web"]) for t in batch["text"].to_pylist())
     config = PerplexityConfig(reference=("books", "web"), order=2, max_training_bytes=total // 2)
     figures = train_reference(config, documents, tmp_path / "a")
     assert 20 < figures["documents"] < 60
@@ -70,9 +70,9 @@ def test_a_model_that_is_named_is_taken(documents: Documents, tmp_path: Path) ->
 def test_mistakes_are_named(documents: Documents, tmp_path: Path) -> None:
     with pytest.raises(GristmillError, match="name a model, or under reference"):
         train_reference(PerplexityConfig(), documents, tmp_path / "m")
-    with pytest.raises(GristmillError, match="no document is in papers; there are books, web"):
+    with pytest.raises(GristmillError, match="no document is in papers; name domains of what"):
         train_reference(PerplexityConfig(reference=("papers",)), documents, tmp_path / "m")
-    with pytest.raises(GristmillError, match=r"perplexity\.model: .*nowhere"):
+    with pytest.raises(GristmillError, match=r"corpus\.perplexity\.model: nowhere: No such"):
         train_reference(PerplexityConfig(model="nowhere"), documents, tmp_path / "m")
     assert not list(tmp_path.iterdir())
 

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from document_tables import first_reasons
 from gristmill.data.config import PrivacyConfig
 from gristmill.data.privacy import KINDS, find, privacy_rules, privacy_step, redact
 from gristmill.data.privacy.numbers import luhn
 from gristmill.data.schema import DOCUMENTS
-from gristmill.data.step import check_chain, first_reasons
+from gristmill.data.step import check_chain
 
 PEM = "\n".join(["MIIEow1B+/" * 6] * 3)
 FOUND = {

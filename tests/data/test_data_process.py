@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from document_tables import CORPUS, first_reasons
 from gristmill.artifact import StageRun
 from gristmill.data.config import CorpusConfig, MixtureConfig, NearDuplicateConfig, PrivacyConfig
 from gristmill.data.corpus import domains, mixture_weights, read_documents
 from gristmill.data.kernel import shingles
 from gristmill.data.process import process
-from gristmill.data.schema import CORPUS, DOCUMENTS, ROW_GROUP_ROWS, Document, TableWriter
-from gristmill.data.step import Rule, Step, check_chain, first_broken, first_reasons
+from gristmill.data.schema import DOCUMENTS, ROW_GROUP_ROWS, Document, TableWriter
+from gristmill.data.step import Rule, Step, check_chain, first_broken
 from gristmill.errors import GristmillError
 
 Make = Callable[..., StageRun]

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from document_tables import write_documents
 from gristmill.artifact import Manifest, StageRun, build
 from gristmill.data.config import CorpusConfig
 from gristmill.data.process import process
 from gristmill.data.process.reuse import annotation_key
-from gristmill.data.schema import DOCUMENTS, Document, DocumentWriter, row_groups
+from gristmill.data.schema import Document, row_groups
 from gristmill.events import StageLog
 
 Make = Callable[..., StageRun]
@@ -190,9 +191,7 @@ def artifacts(prose: Prose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """`make(name, config)` builds corpus `name` of the same collected artifact, over what is there by that name."""
 
     def collect(config: Any, run: StageRun) -> dict[str, Any]:
-        with DocumentWriter(run.out / "documents", DOCUMENTS) as writer:
-            for document in documents(prose, 300):
-                writer.add(len(document.text.encode()), id=document.id, **document._asdict())
+        write_documents(run.out / "documents", documents(prose, 300))
         return {}
 
     common: dict[str, Any] = {"seed": 0, "log": StageLog.silent(), "config": CorpusConfig()}

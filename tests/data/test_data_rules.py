@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from document_tables import first_reasons
 from gristmill.data import kernel, rules
 from gristmill.data.config import (
     C4Rules,
@@ -24,8 +25,7 @@ from gristmill.data.config import (
     RuleSet,
     WebRuleSet,
 )
-from gristmill.data.rules import effective_rules, language_thresholds, measure_key, rules_for, settings
-from gristmill.data.step import first_reasons
+from gristmill.data.rules import effective_rules, language_settings, language_thresholds, measure_key, rules_for
 from gristmill.errors import GristmillError
 
 GOOD = " ".join(["the", "mill", "and", "stone", "river"] * 12)  # 60 words, two stop words, no symbol
@@ -307,7 +307,10 @@ def test_thresholds_of_a_language(shipped: Path) -> None:
     assert effective_rules(config, "code", "de").quality is None
     assert language_thresholds(config, "de").min_language_score == 0.7
     assert language_thresholds(config, "sv") == LanguageThresholds()
-    assert settings(config, [("notes", "de"), ("code", "en")])["notes"]["de"]["quality"]["min_words"] == 60
+    changed = language_settings(config, [("notes", "de"), ("notes", "en"), ("code", "en")])
+    assert list(changed) == ["notes"]
+    assert list(changed["notes"]) == ["de"]
+    assert changed["notes"]["de"]["quality"]["min_words"] == 60
     without = config.model_copy(update={"packaged_languages": False})
     assert effective_rules(without, "notes", "de").quality.max_mean_word_length == 10  # type: ignore[union-attr]
     with pytest.raises(GristmillError, match=r"xx\.yaml is no file of language thresholds"):

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from document_tables import first_reasons
 from gristmill.data import toxicity
 from gristmill.data.classifier.predict import Classifier
 from gristmill.data.config import ToxicityConfig
-from gristmill.data.step import first_reasons
 from gristmill.data.toxicity import toxicity_rules, toxicity_step, worst_sentences
 from gristmill.errors import GristmillError
 
@@ -57,7 +57,7 @@ def test_a_trained_classifier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         def scores(self, texts: pa.Array) -> np.ndarray:  # how good each text is
             return np.array([0.9 if "kind" in text else 0.2 for text in texts.to_pylist()], np.float32)
 
-    monkeypatch.setattr(Classifier, "load", lambda path: StandIn())
+    monkeypatch.setattr(Classifier, "load", lambda path, label: StandIn())
     step = toxicity_step(ToxicityConfig(model="toxic.bin"))
     scores = step.apply(pa.RecordBatch.from_pydict({"text": ["a kind mill", "a vile mill"]}))["toxicity_score"]
     assert scores.to_pylist() == pytest.approx([0.1, 0.8])

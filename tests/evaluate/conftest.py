@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from document_tables import write_corpus
 from gristmill.artifact import StageRun, write_json
-from gristmill.data.schema import CORPUS, DocumentWriter
 from gristmill.events import StageLog
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
@@ -39,7 +39,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     texts = [text for documents in TEXTS.values() for text in documents]
     write_tokenizer(train_bpe(TokenizerConfig(vocab_size=320), iter(texts * 3)), tokenizer_directory)
     tokenizer = Tokenizer.load(tokenizer_directory)
-    _write_corpus(root / "corpus")
+    write_corpus(root / "corpus", TEXTS)
     write_json(root / "corpus" / "report.json", {"weights": dict.fromkeys(TEXTS, 0.5)})
     inputs = {"corpus": root / "corpus", "tokenizer": tokenizer_directory}
     pack(TokensConfig(), _run(root / "tokens", inputs))
@@ -67,18 +67,6 @@ def stage_run(tmp_path: Path) -> Callable[..., StageRun]:
 def _run(out: Path, inputs: dict[str, Path]) -> StageRun:
     (out / "_scratch").mkdir(parents=True, exist_ok=True)
     return StageRun(out=out, scratch=out / "_scratch", inputs=inputs, seed=0, log=StageLog.silent())
-
-
-def _write_corpus(directory: Path) -> None:
-    """Domains in turn, each document twice: first in the train split, then for validation."""
-    with DocumentWriter(directory / "documents", CORPUS) as writer:
-        for split in ("train", "validation"):
-            for domain, texts in TEXTS.items():
-                for number, text in enumerate(texts):
-                    writer.add(
-                        len(text.encode()), id=f"{number:016x}", text=text, source="test", domain=domain, language="en",
-                        license="CC0-1.0", origin=f"{domain}#{number}", flags="", split=split,
-                    )  # fmt: skip
 
 
 def _write_prompts(path: Path, prompts: list[str]) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
+from document_tables import write_corpus
 from gristmill.artifact import StageRun, write_json
-from gristmill.data.schema import CORPUS, DocumentWriter
 from gristmill.errors import GristmillError
 from gristmill.evaluate.bpb import bits_per_byte
 from gristmill.events import StageLog
@@ -39,14 +39,7 @@ def stage_run(out: Path, **inputs: Path) -> StageRun:
 
 def write_tokens(root: Path, tokenizer: Path) -> Path:
     """The documents, each in both splits, as corpus and tokens."""
-    with DocumentWriter(root / "corpus" / "documents", CORPUS) as writer:
-        for split in ("train", "validation"):
-            for domain, texts in DOCUMENTS.items():
-                for number, text in enumerate(texts):
-                    writer.add(
-                        len(text.encode()), id=f"{number:016x}", text=text, source="test", domain=domain, language="en",
-                        license="CC0-1.0", origin=f"{domain}#{number}", flags="", split=split,
-                    )  # fmt: skip
+    write_corpus(root / "corpus", DOCUMENTS)
     write_json(root / "corpus" / "report.json", {"weights": dict.fromkeys(DOCUMENTS, 0.5)})
     pack(TokensConfig(), stage_run(root / "tokens", corpus=root / "corpus", tokenizer=tokenizer))
     return root / "tokens"

@@ -59,9 +59,10 @@ def bench_data(
         text = write_documents(places, megabytes, place / "text.jsonl")
         warc = write_warc(places, megabytes, place / "pages.warc.gz")
         rows = _ours(text, warc, place, workers, say) + _theirs(text, say)
+        say("planted duplicates")
         return {
             "rows": [row.__dict__ for row in rows],
-            "deduplication": _deduplication(places, say),
+            "deduplication": dedup_quality(places, PLANTED_ORIGINALS),
             "documents": text.documents,
             "megabytes": round(text.bytes / 1e6, 1),
             "workers": workers,
@@ -88,16 +89,12 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _deduplication(places: list[Path], say: Callable[[str], None]) -> dict[str, Any]:
-    """How good deduplication is where the truth is known."""
-    say("planted duplicates")
-    return dedup_quality(places, PLANTED_ORIGINALS)
-
-
 def _ours(text: Measured, warc: Measured | None, place: Path, workers: int, say: Callable[[str], None]) -> list[Row]:
     chain = place / "chain"
     recipe = _recipe(chain, text.path, "other", {})
-    _data("clean", _recipe(place / "warm", _few_lines(text.path, place), "other", {}), 1, collect=True)  # compiles
+    warm = _recipe(place / "warm", _few_lines(text.path, place), "other", {})
+    _data("collect", warm, 1)
+    _data("clean", warm, 1)  # compiles what is not compiled yet
     rows = []
     say("collecting")
     rows.append(_row("collect from JSONL", text, _data("collect", recipe, workers)))
@@ -142,10 +139,8 @@ def _row(name: str, measured: Measured, cost: Cost, note: str = "") -> Row:
     return Row(name, round(size, 1), rate, round(cost.seconds, 2), round(cost.peak_bytes / 1e6, 1), note)
 
 
-def _data(verb: str, recipe: Path, workers: int, collect: bool = False) -> Cost:
-    """`gristmill data VERB` in the recipe's directory; with `collect` that verb runs before it."""
-    if collect:
-        _data("collect", recipe, workers)
+def _data(verb: str, recipe: Path, workers: int) -> Cost:
+    """`gristmill data VERB` in the recipe's directory."""
     command = [sys.executable, "-m", "gristmill", "data", verb, str(recipe), "--run", str(recipe.parent)]
     return run([*command, "--workers", str(workers)])
 

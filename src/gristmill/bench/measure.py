@@ -25,12 +25,10 @@ class Cost:
     peak_bytes: int
 
 
-def run(command: list[str], environment: dict[str, str] | None = None) -> Cost:
+def run(command: list[str]) -> Cost:
     """Run a command to its end. GristmillError with the end of its output when it fails."""
     started = perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | (environment or {})
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     sampler = _Sampler(process.pid)
     sampler.start()
     assert process.stdout is not None

@@ -316,10 +316,12 @@ def read_bad_words(path: str, domain: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def settings(rules: DomainRules, held: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    """The thresholds by which documents were held, for the report: domain, then language, for the given pairs of them
-    (columns `domain` and `rule_language`)."""
+def language_settings(rules: DomainRules, held: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """The rules that held where a document's language changed them, for the report: domain, then language, for the
+    given pairs of them (columns `domain` and `rule_language`)."""
     found: dict[str, dict[str, Any]] = {}
     for domain, language in sorted(set(held)):
-        found.setdefault(domain, {})[language] = effective_rules(rules, domain, language).model_dump(mode="json")
+        effective = effective_rules(rules, domain, language)
+        if effective != rules.of(domain):
+            found.setdefault(domain, {})[language] = effective.model_dump(mode="json")
     return found

@@ -8,11 +8,10 @@ in one file and text in the next cannot change its type halfway.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +32,6 @@ DOCUMENTS = pa.schema(
     ]
 )
 SPLIT = pa.field("split", pa.string(), nullable=False)
-CORPUS = DOCUMENTS.append(SPLIT)  # what every corpus has; one that stage `corpus` made has more (`corpus_schema`)
 SIGNED = (pa.field("digest", pa.binary(16)), pa.field("signature", pa.binary()))  # these stand in `signatures/`
 _BYTES = pa.field("bytes", pa.int64(), nullable=False)
 CLUSTER = (pa.field("cluster", pa.string(), nullable=False), pa.field("cluster_size", pa.int32(), nullable=False))
@@ -50,7 +48,6 @@ _REPEATING = (
 # A row group is what a worker takes at a time; a part is one file. Both end at whichever limit comes first.
 ROW_GROUP_BYTES = 2 << 20
 ROW_GROUP_ROWS = 1024
-PART_BYTES = 256 << 20
 
 
 class Document(NamedTuple):
@@ -104,67 +101,6 @@ def removed_schema(annotated: pa.Schema) -> pa.Schema:
     """`removed/` of a corpus: the scores, the cluster, the reason; for a duplicate the id of what it repeats and how
     similar the two are."""
     return pa.schema([*DOCUMENTS, *scores(annotated), *CLUSTER, *_REASON])
-
-
-class DocumentWriter:
-    """Writes rows as `directory/part-NNNNN.parquet`; an earlier `directory` is removed first.
-
-    Row groups are cut by size, not by how the rows happened to arrive, so any way of producing the same rows in the
-    same order gives the same bytes.
-    """
-
-    def __init__(self, directory: Path, schema: pa.Schema):
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        self.rows = self.bytes = 0
-        self._directory, self._schema = directory, schema
-        self._columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-        self._group_bytes = self._part_bytes = self._parts = 0
-        self._file: pq.ParquetWriter | None = None
-
-    def __enter__(self) -> DocumentWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._flush()
-            if not self._parts:  # an empty table is still a table
-                self._open()
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, text_bytes: int, **row: Any) -> None:
-        """Append one row; `text_bytes` is the UTF-8 length of its text."""
-        for name, values in self._columns.items():
-            values.append(row[name])
-        self.rows += 1
-        self.bytes += text_bytes
-        self._group_bytes += text_bytes
-        if self._group_bytes >= ROW_GROUP_BYTES or len(self._columns["id"]) >= ROW_GROUP_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._columns["id"]:
-            return
-        if self._file is not None and self._part_bytes >= PART_BYTES:
-            self._file.close()
-            self._file = None
-        if self._file is None:
-            self._open()
-        assert self._file is not None
-        self._file.write_table(pa.table(self._columns, schema=self._schema))
-        self._part_bytes += self._group_bytes
-        self._group_bytes = 0
-        for values in self._columns.values():
-            values.clear()
-
-    def _open(self) -> None:
-        path = self._directory / f"part-{self._parts:05d}.parquet"
-        self._file = parquet_writer(path, self._schema)
-        self._parts += 1
-        self._part_bytes = 0
 
 
 def parquet_writer(path: Path, schema: pa.Schema, compression_level: int = 3) -> pq.ParquetWriter:

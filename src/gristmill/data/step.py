@@ -68,8 +68,3 @@ def first_broken(batch: pa.RecordBatch, rules: Sequence[Rule]) -> NDArray[np.int
     for place, rule in enumerate(rules):
         found[(found < 0) & rule.broken(batch)] = place
     return found
-
-
-def first_reasons(batch: pa.RecordBatch, rules: Sequence[Rule]) -> list[str | None]:
-    """The reason of the first rule that each row breaks, or None where all hold."""
-    return [rules[place].reason if place >= 0 else None for place in first_broken(batch, rules).tolist()]

@@ -68,7 +68,7 @@ def _profanity() -> Judge:
 
 
 def _classifier(path: str) -> Judge:
-    from .classifier.predict import Classifier
+    from .classifier.predict import GOOD, Classifier
 
-    classifier = Classifier.load(path)
+    classifier = Classifier.load(path, label=GOOD)
     return lambda column: 1 - classifier.scores(column)

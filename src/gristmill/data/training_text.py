@@ -75,8 +75,9 @@ def _json_lines(file: Path, name: str) -> Iterator[pa.RecordBatch]:
             text = row["text"]
         except (ValueError, KeyError, TypeError):
             raise GristmillError(f"{file}, line {number}: no JSON object with a field 'text'") from None
-        texts.append(str(text))
-        sources.append(str(row.get("source", name)))
+        source = row.get("source")
+        texts.append("" if text is None else str(text))
+        sources.append(name if source is None else str(source))
         if len(texts) >= _ROWS:
             yield _batch(texts, sources)
             texts, sources = [], []

@@ -35,12 +35,18 @@ class Classifier:
         self._model = model
 
     @classmethod
-    def load(cls, path: Path | str) -> Classifier:
-        """GristmillError when the file is no such model, or one of a kind that is not supported."""
+    def load(cls, path: Path | str, label: str | None = None) -> Classifier:
+        """GristmillError when the file is no such model, one of a kind that is not supported, or lacks `label`."""
         model = read_fasttext(path)
         if model.arguments.loss not in (HIERARCHICAL, SOFTMAX):
             raise GristmillError(f"{path} was trained with one-versus-all or sampled loss; train it with -loss softmax")
-        return cls(model)
+        found = cls(model)
+        if label is not None and label not in found.labels:
+            labels = ", ".join(f"__label__{name}" for name in found.labels[:5])
+            raise GristmillError(
+                f"{path} has no label __label__{label}, but {labels}; train a classifier with that label"
+            )
+        return found
 
     def probabilities(self, texts: Texts, characters: int | None = None) -> F32:
         """float32 [texts, labels]: the probability of each label, by the first `characters` characters of the text."""

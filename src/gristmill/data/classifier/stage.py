@@ -57,18 +57,17 @@ def train_classifier_files(
     return train_classifier(read_paths(good), read_paths(bad), config or ClassifierConfig(), out)
 
 
-def train_for_stage(config: ClassifierConfig, documents: Callable[[], Iterable[pa.RecordBatch]], out: Path) -> Figures:
+def train_for_stage(
+    config: ClassifierConfig, documents: Callable[[Sequence[str]], Iterable[pa.RecordBatch]], out: Path
+) -> Figures:
     """Make the classifier that the workers will load, in `out`: a copy of `config.model`, or one trained on the domains
-    and files that the configuration names. `documents()` gives batches with `text`, `source` and `domain`, each time
-    the same. One that is there already is kept, since it only appears when whole. GristmillError when there is nothing
-    to train on."""
-    if out.exists():
-        return {}
+    and files that the configuration names. `documents(domains)` gives batches with `text` and `source` of these
+    domains, each time the same. The file appears only when whole. GristmillError when there is nothing to train on."""
     out.parent.mkdir(parents=True, exist_ok=True)
     torn = out.with_name(f".{out.name}.writing")
     figures: Figures = {}
     if config.model is not None:
-        _check_labels(Classifier.load(config.model), config.model)
+        Classifier.load(config.model, label=GOOD)
         shutil.copyfile(config.model, torn)
     else:
         for field in ("good", "bad"):
@@ -85,8 +84,7 @@ def train_for_stage(config: ClassifierConfig, documents: Callable[[], Iterable[p
 
 def classifier_step(model: Classifier | Path | str) -> Step:
     """Writes `quality_score`, the probability that a document is good."""
-    classifier = model if isinstance(model, Classifier) else Classifier.load(model)
-    _check_labels(classifier, model)
+    classifier = model if isinstance(model, Classifier) else Classifier.load(model, label=GOOD)
 
     def apply(batch: pa.RecordBatch) -> pa.RecordBatch:
         return set_columns(batch, {"quality_score": pa.array(classifier.scores(batch.column("text")))}, [_FIELD])
@@ -106,17 +104,10 @@ def classifier_rules(config: ClassifierConfig) -> list[Rule]:
     return [Rule("classifier:min_score", ("quality_score",), low)]
 
 
-def _check_labels(classifier: Classifier, model: object) -> None:
-    if GOOD not in classifier.labels:
-        found = ", ".join(f"__label__{label}" for label in classifier.labels[:5])
-        raise GristmillError(f"{model} has no label __label__{GOOD}, but {found}; train a classifier with that label")
-
-
 def _examples(
-    documents: Callable[[], Iterable[pa.RecordBatch]], domains: tuple[str, ...], files: tuple[str, ...]
+    documents: Callable[[Sequence[str]], Iterable[pa.RecordBatch]], domains: tuple[str, ...], files: tuple[str, ...]
 ) -> Iterator[pa.RecordBatch]:
     if domains:
-        wanted = pa.array(domains, pa.string())
-        for batch in documents():
-            yield batch.filter(pc.is_in(batch.column("domain"), value_set=wanted)).select(["text", "source"])
+        for batch in documents(domains):
+            yield batch.select(["text", "source"])
     yield from read_paths(files)

@@ -6,6 +6,7 @@ none: which marks end a sentence, and which marks a word may consist of without 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 
@@ -25,6 +26,7 @@ _SINGLE_RANGES = (
     (0xFF66, 0xFF9F),  # half-width katakana
     (0x20000, 0x3FFFF),
 )
+_SINGLE = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _SINGLE_RANGES) + "]").match
 
 # Sentence_Terminal of Unicode 15 (PropList.txt), and Khmer's three marks, which the property leaves out.
 _TERMINAL_RANGES = """
@@ -81,8 +83,7 @@ def is_token(character: str) -> bool:
 
 def is_single(character: str) -> bool:
     """Whether it is a token by itself: ideographs and kana, whose words no blank parts."""
-    code = ord(character)
-    return code >= 0x3040 and any(low <= code <= high for low, high in _SINGLE_RANGES) and is_token(character)
+    return _SINGLE(character) is not None and is_token(character)
 
 
 def is_digit(character: str) -> bool:
@@ -91,8 +92,9 @@ def is_digit(character: str) -> bool:
 
 def table(bits: Mapping[int, Callable[[str], bool]]) -> NDArray[np.uint8]:
     """uint8 `[TABLE_SIZE]`: the bits of the predicates that hold of each code point."""
+    codes = np.concatenate([np.arange(block.start, block.stop) for block in _ASSIGNED])
+    alphabet = list(map(chr, codes.tolist()))
     classes = np.zeros(TABLE_SIZE, np.uint8)
     for bit, holds in bits.items():
-        found = [code for block in _ASSIGNED for code in block if holds(chr(code))]
-        classes[found] |= bit
+        classes[codes[np.fromiter(map(holds, alphabet), bool, len(alphabet))]] |= bit
     return classes

@@ -27,6 +27,7 @@ from .train import Figures, train_ngram
 from .words import Tokenization
 
 BUCKETS = ("head", "middle", "tail")
+Documents = Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
 Cuts = Mapping[str, tuple[float, float]]
 _FIELD = pa.field("perplexity", pa.float32())
 _NO_BUCKET = len(BUCKETS)
@@ -38,18 +39,18 @@ def load_model(path: Path | str, tokenization: Tokenization = "words") -> NgramM
         with Path(path).open("rb") as file:
             own = file.read(len(MAGIC)) == MAGIC
     except OSError as error:
-        raise GristmillError(f"perplexity.model: {path}: {error.strerror or error}") from None
+        raise GristmillError(
+            f"corpus.perplexity.model: {path}: {error.strerror or error}; name a model file, or domains under reference"
+        ) from None
     return NgramModel.load(path) if own else read_arpa(path, tokenization)
 
 
-def train_reference(config: PerplexityConfig, documents: Callable[[], Iterable[pa.RecordBatch]], out: Path) -> Figures:
+def train_reference(config: PerplexityConfig, documents: Documents, out: Path) -> Figures:
     """Make the model that the workers will load, in `out`: read from `config.model`, or trained on the documents of
     the domains `config.reference`, by default on an even choice of `config.max_training_bytes` of them.
 
-    `documents()` gives batches with `id`, `text` and `domain`, twice the same. A model that is there already is kept,
-    since it only appears when whole. GristmillError when there is nothing to train on."""
-    if out.exists():
-        return {}
+    `documents(domains)` gives batches with `id` and `text` of these domains, twice the same. The model appears only
+    when whole. GristmillError when there is nothing to train on."""
     out.parent.mkdir(parents=True, exist_ok=True)
     torn = out.with_name(f".{out.name}.writing")
     figures: Figures = {}
@@ -58,32 +59,25 @@ def train_reference(config: PerplexityConfig, documents: Callable[[], Iterable[p
     elif not config.reference:
         raise GristmillError("corpus.perplexity: name a model, or under reference the domains to train one on")
     else:
-        wanted = pa.array(config.reference, pa.string())
-        sizes: dict[str, int] = {}
-        for batch in documents():
-            found = pa.table({"d": batch.column("domain"), "b": pc.binary_length(batch.column("text"))})
-            for row in found.group_by("d", use_threads=False).aggregate([("b", "sum")]).to_pylist():
-                sizes[row["d"]] = sizes.get(row["d"], 0) + row["b_sum"]
-        total = sum(sizes.get(domain, 0) for domain in config.reference)
+        total = sum(texts_of(batch.column("text")).size for batch in documents(config.reference))
         if not total:
             raise GristmillError(
-                f"corpus.perplexity.reference: no document is in {', '.join(config.reference)}; there are "
-                f"{', '.join(sorted(sizes)) or 'none at all'}"
+                f"corpus.perplexity.reference: no document is in {', '.join(config.reference)}; name domains of what "
+                "was collected"
             )
         share = min(1.0, config.max_training_bytes / total)
-        figures = train_ngram(_chosen(documents(), wanted, share), config.order, torn)
+        figures = train_ngram(_chosen(documents(config.reference), share), config.order, torn)
     os.replace(torn, out)
     return figures
 
 
-def _chosen(documents: Iterable[pa.RecordBatch], domains: pa.Array, share: float) -> Iterator[pa.RecordBatch]:
-    """The documents of the domains, or the share of them that their ids choose."""
+def _chosen(documents: Iterable[pa.RecordBatch], share: float) -> Iterator[pa.RecordBatch]:
+    """The documents, or the share of them that their ids choose."""
     for batch in documents:
-        keep = pc.is_in(batch.column("domain"), value_set=domains)
         if share < 1:
             low = [int(name, 16) < share * 2**64 for name in batch.column("id").to_pylist()]
-            keep = pc.and_(keep, pa.array(low, pa.bool_()))
-        yield batch.filter(keep)
+            batch = batch.filter(pa.array(low, pa.bool_()))
+        yield batch
 
 
 def perplexity_step(config: PerplexityConfig, model: NgramModel | Path) -> Step:

@@ -27,7 +27,7 @@ from ..kernel import warm_up
 from ..pool import Result, Task
 from ..schema import DOCUMENTS, annotated_schema, parquet_writer
 from ..step import Step, check_chain
-from .chain import document_steps, text_steps
+from .chain import model_steps, score_steps, text_steps, text_to_keep
 from .models import make_models
 from .rows import Counts, Group, Problem, read_rows
 from .work import Annotated, Part, Place, Work
@@ -171,7 +171,9 @@ def _steps(task: Task, number: int) -> list[Step]:
     repeated = []
     if config.repeated_units is not None:
         repeated = [drop_repeated_step(Path(task["repeated"]), number, config.repeated_units)]
-    return [*steps, *repeated, *_document_steps(task["config"], task["models"])]
+    models = task["models"]
+    by_models = [] if models is None else _model_steps(task["config"], models)
+    return [*steps, *repeated, *_document_steps(task["config"]), *by_models]
 
 
 def _schema(steps: Sequence[Step]) -> pa.Schema:
@@ -185,6 +187,12 @@ def _text_steps(config: str) -> tuple[CorpusConfig, list[Step]]:
 
 
 @lru_cache(maxsize=1)
-def _document_steps(config: str, models: str | None) -> list[Step]:
-    """Built once in a worker: here models are loaded."""
-    return document_steps(CorpusConfig.model_validate_json(config), None if models is None else Path(models))
+def _document_steps(config: str) -> list[Step]:
+    """Built once in a worker: here evaluation sets and packaged models are loaded."""
+    checked = CorpusConfig.model_validate_json(config)
+    return [*text_to_keep(checked), *score_steps(checked)]
+
+
+@lru_cache(maxsize=1)
+def _model_steps(config: str, models: str) -> list[Step]:
+    return model_steps(CorpusConfig.model_validate_json(config), Path(models))

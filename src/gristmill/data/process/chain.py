@@ -30,13 +30,8 @@ def text_steps(config: CorpusConfig) -> list[Step]:
     return [clean_step(config.clean), drop_lines_step(config.rules)]
 
 
-def document_steps(config: CorpusConfig, models: Path | None) -> list[Step]:
-    """The steps after that. `models` is the directory of the models that the stage has made; without it the steps that
-    need one are left out. GristmillError where a model or an extra is missing."""
-    return [*_text_to_keep(config), *_scores(config), *([] if models is None else _by_models(config, models))]
-
-
-def _text_to_keep(config: CorpusConfig) -> list[Step]:
+def text_to_keep(config: CorpusConfig) -> list[Step]:
+    """The steps that rewrite the text after that: documents cut, personal data redacted."""
     from ..clean import cut_step
 
     steps = [cut_step(config.max_document_bytes)]
@@ -51,7 +46,8 @@ def _text_to_keep(config: CorpusConfig) -> list[Step]:
     return steps
 
 
-def _scores(config: CorpusConfig) -> list[Step]:
+def score_steps(config: CorpusConfig) -> list[Step]:
+    """The steps that add scores without a model of the stage's own."""
     from ..kernel import measure_step
 
     steps = []
@@ -71,7 +67,8 @@ def _scores(config: CorpusConfig) -> list[Step]:
     return steps
 
 
-def _by_models(config: CorpusConfig, models: Path) -> list[Step]:
+def model_steps(config: CorpusConfig, models: Path) -> list[Step]:
+    """The steps that score by the models that the stage has made, in the directory `models`."""
     steps = []
     if config.perplexity is not None:
         from ..ngram import perplexity_step

@@ -1,7 +1,7 @@
 """The second phase: documents compared with each other, and with those of other corpora (`gristmill.data.dedup`).
 
-Of equal texts the first stays; texts of other corpora come before those of this one. Near-duplicates are looked for
-among the documents that no rule has removed.
+Of equal texts the first stays that no rule removes; texts of other corpora come before those of this one.
+Near-duplicates are looked for among the documents that no rule has removed.
 """
 
 from __future__ import annotations
@@ -56,16 +56,35 @@ class Duplicates:
         return [id.decode() for id in self.ids(largest_clusters(self.of), records).tolist()]
 
 
-def find_equal(work: Work, annotated: Annotated) -> Duplicates:
-    """The documents whose text is equal to an earlier one's."""
+def find_equal(work: Work, annotated: Annotated, broken: NDArray[np.bool_]) -> Duplicates:
+    """The documents whose text is equal to another's. What stands for equal texts is the first that breaks no rule,
+    as `broken` tells (rules differ by domain), or the first where all do."""
     near = work.config.near_duplicates
     others = OtherCorpora.open(near) if near is not None and near.against else None
     before = len(others) if others is not None else 0
     digests = chain(others.digests() if others is not None else (), _digests(annotated))
     first = exact_duplicates(digests, work.path("exact"))[before:]
     inside = np.where(first < before, first + len(annotated.files), first - before)
-    of = np.where(first < 0, -1, inside)
+    of = prefer_sound(np.where(first < 0, -1, inside), broken)
     return Duplicates(of, np.where(of < 0, np.float32("nan"), np.float32(1)), others)
+
+
+def prefer_sound(of: I64, broken: NDArray[np.bool_]) -> I64:
+    """The same groups of equal texts, but each is stood for by its first member that is not broken, if it has one. `of`
+    gives each document's first equal one, -1 where it is that itself; numbers behind the last are of other corpora."""
+    members = np.flatnonzero((of >= 0) & (of < len(of)))
+    spoilt = members[broken[of[members]]]
+    sound = spoilt[~broken[spoilt]]
+    roots, places = np.unique(of[sound], return_index=True)
+    if not len(roots):
+        return of
+    instead = np.arange(len(of))
+    instead[roots] = sound[places]
+    changed = of.copy()
+    changed[members] = instead[of[members]]
+    changed[roots] = instead[roots]
+    changed[instead[roots]] = -1
+    return changed
 
 
 def find_similar(work: Work, annotated: Annotated, duplicates: Duplicates, eligible: NDArray[np.bool_]) -> None:

@@ -1,8 +1,8 @@
 """The second phase, at its end: what becomes of every document, decided when all have been seen.
 
 A document's reason is the first of: exact duplicate, the rules in their order (empty, language, heuristics,
-contamination, privacy, perplexity, classifier, toxicity), near-duplicate. Of every document a few numbers are held, no
-text.
+contamination, privacy, names, perplexity, classifier, toxicity), near-duplicate. Of every document a few numbers are
+held, no text.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def decide_all(work: Work, annotated: Annotated) -> Verdict:
     rules = rules_of(work.settings, cuts)
     reasons = [EXACT, *reasons_of(rules), NEAR]
     records, domains = judge_all(work, annotated, cuts)
-    duplicates = find_equal(work, annotated)
+    duplicates = find_equal(work, annotated, records["reason"] != NO_REASON)
     found = np.where(records["reason"] == NO_REASON, NO_REASON, records["reason"] + 1).astype(np.int16)
     found[duplicates.of >= 0] = 0
     find_similar(work, annotated, duplicates, found == NO_REASON)

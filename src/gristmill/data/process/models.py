@@ -1,6 +1,6 @@
 """Models that score documents: made before anything is annotated, and kept with the corpus as `models/`.
 
-A model is trained on documents of some domains as they were collected, cleaned as all are, or read from the file that
+A model is trained on documents of some domains, cleaned and redacted as all are, or read from the file that
 the configuration names and kept in a form that workers load at once. It is made by one task, so that the process that
 hands out the work stays small.
 """
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gristmill.artifact import read_manifest, write_text
 
 from ..config import CorpusConfig
 from ..pool import Result, Task
 from ..schema import read_columns
-from .chain import CLASSIFIER_MODEL, PERPLEXITY_MODEL, text_steps
+from .chain import CLASSIFIER_MODEL, PERPLEXITY_MODEL, text_steps, text_to_keep
 from .rows import Counts, Group, read_rows
 from .work import Annotated, Work
 
@@ -31,22 +32,25 @@ def make_models(work: Work, groups: Sequence[Group]) -> None:
     """Make the models that the configuration asks for; one that is there already is kept."""
     wanted = {PERPLEXITY_MODEL: work.config.perplexity, CLASSIFIER_MODEL: work.config.classifier}
     for name, config in wanted.items():
-        out = work.path(MODELS, name)
-        if config is not None and not out.exists():
+        figures = work.path(f"{name}.json")  # written last
+        if config is not None and not figures.exists():
             work.run.log.note(f"making {MODELS}/{name}")
-            task = work.task(name=name, out=out, figures=work.path(f"{name}.json"), groups=list(groups))
+            task = work.task(name=name, out=work.path(MODELS, name), figures=figures, groups=list(groups))
             list(work.map("gristmill.data.process.models:make", [task]))
 
 
 def make(task: Task) -> Result:
     """Make one model. The task gives `name`, `out`, `figures` (where its figures go), `groups` and `config`."""
     config = CorpusConfig.model_validate_json(task["config"])
-    steps = text_steps(config)
+    # What is redacted in the corpus must not stand in a model's list of words either.
+    steps = [*text_steps(config), *text_to_keep(config)]
 
-    def documents() -> Iterator[pa.RecordBatch]:
+    def documents(domains: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        wanted = pa.array(domains, pa.string())
         for group in task["groups"]:
             for batch in read_rows(Group(*group), Counts()):
-                for step in steps:
+                batch = batch.filter(pc.is_in(batch["domain"], value_set=wanted))
+                for step in steps if batch.num_rows else ():
                     batch = step.apply(batch)
                 yield batch
 

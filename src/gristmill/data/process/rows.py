@@ -72,10 +72,12 @@ def read_rows(group: Group, counts: Counts) -> Iterator[pa.RecordBatch]:
     batch = _without_nulls(_valid_utf8(batch, group, counts), group, counts)
     batch = _with_ids(batch, group, counts)
     sizes = pc.binary_length(batch["text"])
-    by_domain = pa.table({"domain": batch["domain"], "bytes": sizes}).group_by("domain", use_threads=False)
-    for row in by_domain.aggregate([("bytes", "count"), ("bytes", "sum")]).to_pylist():
-        counts.read[row["domain"]] = [row["bytes_count"], row["bytes_sum"]]
-    yield from _portions(batch, sizes.to_numpy(zero_copy_only=False))
+    lengths = sizes.to_numpy(zero_copy_only=False)
+    domains = batch["domain"].dictionary_encode()
+    places = domains.indices.to_numpy(zero_copy_only=False)
+    totals = zip(domains.dictionary.to_pylist(), np.bincount(places), np.bincount(places, lengths), strict=True)
+    counts.read |= {domain: [int(rows), int(size)] for domain, rows, size in totals}
+    yield from _portions(batch, lengths)
 
 
 def _read(group: Group, counts: Counts) -> pa.RecordBatch:

@@ -51,6 +51,7 @@ def count(
         "reasons": rows.sums(rows.reasons, rows.domains),
         "splits": rows.sums(rows.splits, rows.domains),
         "languages": rows.sums(rows.languages, rows.sides),
+        "rule_languages": rows.sums(rows.domains, [language or "" for language in rows.values("rule_language")]),
         "licenses": rows.sums(rows.values("license"), rows.sides),
         "sources": rows.sums(rows.values("source"), rows.sides),
         "personal_data": _personal_data(batch, rows),

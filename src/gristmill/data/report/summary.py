@@ -9,6 +9,7 @@ from gristmill.artifact import rounded
 
 from ..config import CorpusConfig
 from ..mixture import Mixture
+from ..rules import language_settings
 from ..step import Rule
 from . import bins
 from .partial import KEPT, LARGEST_CLUSTERS, Part
@@ -69,8 +70,14 @@ def make_report(
             "mixture": mixture.as_json(),
             "bytes_per_token": config.mixture.bytes_per_token,
             "settings": config.model_dump(mode="json"),
+            "language_rules": language_settings(config.rules, _ruled(part["rule_languages"])),
         }
     ) | {"weights": mixture.weights}
+
+
+def _ruled(languages: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The pairs of domain and language by which documents were judged."""
+    return [(domain, language) for domain, found in languages.items() for language in found if language]
 
 
 def funnel(part: Part, reasons: Sequence[str], bytes_per_token: float) -> list[dict[str, Any]]:
