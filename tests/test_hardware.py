@@ -1,6 +1,9 @@
 """hardware.toml: units and proportions that a wrong figure (sparse, GiB, bits) would break."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +84,11 @@ def test_the_h100_is_the_one_that_roofline_examples_use():
     assert h100["peak_flops"]["tf32"] == pytest.approx(132 * 2048 * 1.83e9, rel=1e-3)
     assert h100["peak_flops"]["bf16"] / h100["memory_bandwidth"] == pytest.approx(295.3, abs=0.1)
     assert ACCELERATORS["a100-80gb-sxm"]["peak_flops"]["bf16"] == pytest.approx(108 * 2048 * 1.41e9, rel=2e-3)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or any(Path("/dev").glob("nvidia[0-9]*")), reason="torch is asked where there may be a GPU"
+)
+def test_a_machine_without_a_gpu_is_described_without_loading_torch():
+    code = "import sys; from gristmill import hardware; print(hardware.describe()['gpus'], 'torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[] False\n"

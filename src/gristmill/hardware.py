@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -34,15 +35,24 @@ def describe() -> dict[str, Any]:
         info["torch"] = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return info
-    import torch
-
-    info["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    info["gpus"] = _gpu_names()
     return info
 
 
 def available_cores() -> int:
     """The number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpu_names() -> list[str]:
+    """As torch names them. Where no device file of a GPU exists torch is not asked: loading it takes a second and
+    200 MB, which a stage that computes without it should not spend."""
+    devices = ("nvidia[0-9]*", "kfd", "dxg")  # NVIDIA, AMD, and either under Windows' Linux
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in devices):
+        return []
+    import torch
+
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 @cache

@@ -14,7 +14,7 @@ import pytest
 from gristmill.data.classifier import Classifier, classifier_rules, classifier_step, train_classifier_files
 from gristmill.data.classifier.evaluation import area_under_curve, evaluate
 from gristmill.data.classifier.examples import Examples, gather, pieces
-from gristmill.data.classifier.fasttext_file import read_fasttext
+from gristmill.data.classifier.fasttext_file import read_fasttext, write_fasttext
 from gristmill.data.classifier.stage import train_for_stage
 from gristmill.data.classifier.train import fit
 from gristmill.data.config import ClassifierConfig, ClassifierTraining
@@ -65,8 +65,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_fasttext_scores_as_we_do(options: dict, tmp_path: Path) -> None:
-    from gristmill.data.classifier.fasttext_file import write_fasttext
-
     fasttext = pytest.importorskip("fasttext")
     examples = gather([rows(True)], [rows(False)], 1000, 4096)
     model = fit(examples.texts, examples.labels, ("bad", "good"), SMALL.model_copy(update=options))
@@ -236,6 +234,52 @@ def test_mistakes_are_named(tmp_path: Path, prose: Callable[..., str]) -> None:
     (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n{"no": 1}\n')
     with pytest.raises(GristmillError, match=r"x\.jsonl, line 2"):
         train_classifier_files([tmp_path / "x.jsonl"], [tmp_path / "x.jsonl"], tmp_path / "q.bin")
+
+
+def test_the_same_text_on_both_sides(tmp_path: Path) -> None:
+    good, bad = rows(True), rows(False)
+    with pytest.raises(GristmillError, match="every bad example is a good one too"):
+        gather([good], [good], 1000, 4096)
+    with pytest.raises(GristmillError, match="every good example is a bad one too"):
+        gather([good.slice(0, 9)], [bad, good], 1000, 4096)
+    gather([good], [bad, good.slice(0, 9)], 1000, 4096)
+
+
+def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
+    for name, good in (("good.txt", True), ("bad.txt", False)):
+        (tmp_path / name).write_text(sentence(7, good, 2000))
+    config = ClassifierConfig(training=SMALL)
+    found = train_classifier_files([tmp_path / "good.txt"], [tmp_path / "bad.txt"], tmp_path / "q.bin", config)
+    assert found["auc"] is None
+    assert "each side needs two sources" in found["note"]
+    with pytest.raises(GristmillError, match="is a directory"):
+        train_classifier_files([tmp_path / "good.txt"], [tmp_path / "bad.txt"], tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "message"),
+    [
+        (ClassifierTraining, {"character_ngrams": (3, 2)}, "the longest no fewer"),
+        (ClassifierTraining, {"character_ngrams": (0, 2)}, "1 character or more"),
+        (ClassifierTraining, {"character_ngrams": (-1, -1)}, "1 character or more"),
+        (ClassifierConfig, {"model": "q.bin", "good": ("books",)}, "nothing would be trained on good:"),
+        (ClassifierConfig, {"model": "q.bin", "bad_files": ("a",), "good_files": ("b",)}, "on good_files, bad_files:"),
+    ],
+)
+def test_settings_that_cannot_be(settings: type, fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**fields)
+
+
+def test_a_classifier_without_the_label_is_refused(tmp_path: Path) -> None:
+    examples = gather([rows(True)], [rows(False)], 1000, 4096)
+    write_fasttext(tmp_path / "m.bin", fit(examples.texts, examples.labels, ("spam", "ham"), SMALL))
+    assert Classifier.load(tmp_path / "m.bin", label="ham").labels == ["spam", "ham"]
+    for load in (lambda path: Classifier.load(path, label="good"), classifier_step):
+        with pytest.raises(
+            GristmillError, match=r"m\.bin has no label __label__good, but __label__spam, __label__ham;"
+        ):
+            load(tmp_path / "m.bin")
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF" + b"\0" * 100, (793712314).to_bytes(4, "little") + b"\x0c\0\0\0"])

@@ -11,7 +11,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gristmill.data.clean import clean_step, cut_step, drop_lines_step
-from gristmill.data.clean.cut import pieces
 from gristmill.data.clean.lines import drop_lines
 from gristmill.data.clean.repair import decode_entities, mend_encoding
 from gristmill.data.clean.text import clean
@@ -267,6 +266,10 @@ def test_lines_are_dropped_where_the_domain_has_the_rule() -> None:
     assert step.apply(web)["text"].to_pylist() == ["A line of text."]
     assert step.apply(web)["bytes"].to_pylist() == [15]
     assert step.apply(docs).equals(docs)
+
+
+def pieces(text: str, limit: int) -> list[str]:
+    return cut_step(limit).apply(batch_of([text]))["text"].to_pylist()
 
 
 @settings(max_examples=200, deadline=None)

@@ -100,7 +100,7 @@ def test_short_texts_count_whole_and_very_short_ones_not_at_all(tmp_path: Path) 
     assert look(texts[:1], sets=(path,), min_words=7) == [("set#1", 1.0)]
     assert look([words(2, 8)], sets=(path,), ngram=5, min_words=50) == [("set#2", 1.0)]
     evaluations = read_evaluations(ContaminationConfig(sets=(path,)))
-    assert evaluations.unmatched() == {"set": 1}
+    assert evaluations.coverage() == {"set": {"items": 3, "too_short": 1}}
     assert evaluations.lengths == (8, 9, 12)
 
 

@@ -102,7 +102,8 @@ def through(
     for texts in groups:
         ids = [f"{0xFFFFFFFFFFFFFF00 + number + i:016x}" for i in range(len(texts))]
         number += len(texts)
-        batches.append(pa.RecordBatch.from_pydict({"id": ids, "text": texts, "bytes": [0] * len(texts)}))
+        sizes = [len(text.encode()) for text in texts]
+        batches.append(pa.RecordBatch.from_pydict({"id": ids, "text": texts, "bytes": sizes}))
     work.mkdir()
     outputs = [work / f"{i}.npy" for i in range(len(groups))]
     for batch, out in zip(batches, outputs, strict=True):
@@ -114,6 +115,7 @@ def through(
         check_chain([step], batch.schema)
         result = step.apply(batch)
         assert result["bytes"].to_pylist() == [len(text.encode()) for text in result["text"].to_pylist()]
+        assert (result is batch) == (result["text"] == batch["text"])
         results.append(result["text"].to_pylist())
     return results, counts
 

@@ -21,9 +21,9 @@ from gristmill.data.dedup.against import OtherCorpora, signature_schema
 from gristmill.data.dedup.compiled import band_hashes, choose, flatten, unite
 from gristmill.data.dedup.lsh import least_equal
 from gristmill.data.dedup.near import NearDuplicates, Sizes, near_duplicates
-from gristmill.data.dedup.tables import DocumentFiles, Result, Task
+from gristmill.data.dedup.tables import DocumentFiles
 from gristmill.data.kernel import signatures
-from gristmill.data.pool import Pool, load
+from gristmill.data.pool import Pool, Result, Task, load
 from gristmill.errors import GristmillError
 
 Prose = Callable[..., str]

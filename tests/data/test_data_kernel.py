@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import random
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from gristmill import data
 from gristmill.data import kernel
 from gristmill.data.clean.text import clean
 from gristmill.data.config import DomainRules, NearDuplicateConfig, QualityRules, RuleSet
-from gristmill.data.kernel import columns, hashes, layout, reference, repetition, scan, shingling
+from gristmill.data.kernel import characters, columns, hashes, layout, reference, repetition, scan, shingling
 from gristmill.data.kernel.jit import compiled
+from gristmill.data.ngram import words
 
 STOP_WORDS = ("the", "be", "é", "的", "und", "..")
 RULES = DomainRules(other=RuleSet(quality=QualityRules(stop_words=STOP_WORDS)), packaged_languages=False)
@@ -137,7 +139,7 @@ def test_a_document_is_measured_alike_in_every_batch(
 def test_shingles_and_ngrams_equal_the_reference(texts: list[str], n: int) -> None:
     column = pa.array(texts, pa.string())
     sets, offsets = kernel.shingles(column, n)
-    ordered, places = kernel.ngram_hashes(column, n)
+    ordered, places = hashes.ngrams_of(layout.texts_of(column), n, short=False)
     for d, text in enumerate(texts):
         found = [reference.ngram_hash(gram) for gram in reference.ngrams(text, n)]
         assert sets[offsets[d] : offsets[d + 1]].tolist() == sorted(set(found))
@@ -180,6 +182,49 @@ def test_unicode_words_of_the_tokens() -> None:
     assert reference.tokens("“Don’t” stop: naïve_café, A1; हिन्दी — 漢字かな 한국어") == (
         ["don", "t", "stop", "naïve_café", "a1", "हिन्दी", "漢", "字", "か", "な", "한국어"]
     )
+
+
+def is_blank(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character)[0] == "Z" or character in "\0\ufeff"
+
+
+@pytest.mark.parametrize(
+    ("table", "bit", "holds"),
+    [
+        (scan.classes, scan.LETTER, str.isalpha),
+        (scan.classes, scan.CAPITAL, str.isupper),
+        (scan.classes, scan.MARK, characters.MARKS.__contains__),
+        (scan.classes, scan.TERMINAL, characters.TERMINAL.__contains__),
+        (scan.classes, scan.CLOSING, reference.is_closing),
+        (scan.classes, scan.DIGIT, "0123456789".__contains__),
+        (shingling.classes, shingling.TOKEN, reference.is_token),
+        (shingling.classes, shingling.SINGLE, reference.is_single),
+        (shingling.classes, shingling.CAPITAL, "ABCDEFGHIJKLMNOPQRSTUVWXYZ".__contains__),
+        (words._classes, words._WORD, reference.is_token),
+        (words._classes, words._SINGLE, reference.is_single),
+        (words._classes, words._BLANK, is_blank),
+        (words._classes, words._TERMINAL, characters.TERMINAL.__contains__),
+        (words._classes, words._CLOSING, reference.is_closing),
+        (words._classes, words._ABRUPT, "。．！？｡".__contains__),
+    ],
+)
+def test_the_tables_agree_with_the_predicates(
+    table: Callable[[], np.ndarray], bit: int, holds: Callable[[str], bool]
+) -> None:
+    """Of every code point there is, and of those that malformed text seems to hold."""
+    found = table() & bit != 0
+    expected = np.fromiter(map(holds, map(chr, range(0x110000))), bool, 0x110000)
+    assert np.flatnonzero(found[:0x110000] != expected).tolist() == []
+    assert not found[0x110000:].any()
+
+
+def test_letters_are_folded_as_python_folds_them() -> None:
+    expected = [
+        ord("0") if unicodedata.category(c) == "Nd" else ord(c.lower()) if len(c.lower()) == 1 else ord(c)
+        for c in map(chr, range(1 << 17))
+    ]
+    assert words._folded().tolist() == expected
+    assert all(c.lower() == c for c in map(chr, range(1 << 17, 0x110000)))
 
 
 def compiled_functions(tree: ast.Module) -> list[ast.FunctionDef]:
@@ -225,7 +270,7 @@ def test_one_compilation_serves_every_column() -> None:
             batch = measured(texts, kind=kind)
             measured_again = kernel.measure_step(RULES, NEAR).apply(batch.slice(len(texts) // 2))
             assert measured_again.num_rows == len(texts) - len(texts) // 2
-            kernel.ngram_hashes(pa.array(texts, kind), 3)
+            kernel.shingles(pa.array(texts, kind), 3)
     passes: list[Any] = [
         scan.words,
         scan.stop_words,

@@ -7,6 +7,7 @@ from importlib import metadata
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from gristmill.data.classifier.features import prefix_ends
 from gristmill.data.classifier.predict import Classifier
@@ -153,3 +154,9 @@ def test_other_labels_are_refused(classifier: Classifier) -> None:
     with pytest.raises(GristmillError, match="no label 'good'"):
         classifier.scores(["text"])
     assert np.all(classifier.scores([TEXTS["fr"]], "fr") > 0.8)
+
+
+@pytest.mark.parametrize("allowed", [(), ("EN",), ("en", "Portuguese")])
+def test_languages_that_would_keep_nothing_are_refused(allowed: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match="allowed"):
+        LanguageConfig(allowed=allowed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from gristmill.data.config import DomainRules
-from gristmill.data.config.rules import LanguageThresholds
+from gristmill.data.config.rules import LanguageThresholds, RepetitionRules
 from gristmill.data.rules import LANGUAGES, effective_rules
 
 CODES = sorted(path.stem for path in LANGUAGES.glob("*.yaml"))
@@ -77,3 +79,33 @@ def test_languages_without_blanks_are_not_held_to_words(code: str) -> None:
     assert quality.min_words == 1
     assert quality.max_mean_word_length == 1000
     assert quality.min_stop_words == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("PT", "name it `pt`"),
+        ("pt-BR", "name it `pt`"),
+        ("Portuguese", "its code, such as `pt`"),
+        ("", "'' is no code"),
+    ],
+)
+def test_languages_are_named_by_the_codes_of_the_corpus(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DomainRules.model_validate({"languages": {name: {"min_words": 3}}})
+    DomainRules.model_validate({"languages": {"pt": {"min_words": 3}, "nds": {"min_words": 3}}})
+
+
+def test_a_language_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "nds.yaml"
+    path.write_text("stop_words: [un, de, dat]\nmax_mean_word_length: 11\n")
+    config = DomainRules.model_validate({"languages": {"nds": str(path)}})
+    assert config.languages["nds"].max_mean_word_length == 11
+    assert DomainRules.model_validate(config.model_dump(mode="json")) == config  # the values, not the path
+    path.write_text("max_mean_word_lenght: 11\n")
+    with pytest.raises(ValueError, match=r"languages\.nds\.max_mean_word_lenght"):
+        DomainRules.model_validate({"languages": {"nds": str(path)}})
+    with pytest.raises(ValueError, match=r"cannot read the thresholds in nowhere\.yaml"):
+        DomainRules.model_validate({"languages": {"nds": "nowhere.yaml"}})
+    with pytest.raises(ValueError, match="n-grams of 7 words are not measured; n is one of 2, 3, 4"):
+        RepetitionRules(max_top_ngram={7: 0.1})

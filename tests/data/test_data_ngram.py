@@ -212,7 +212,7 @@ def test_a_torn_model_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(GristmillError, match="there is none"):
+    with pytest.raises(GristmillError, match="no word to train"):
         train_ngram(["", " \n"], 3, tmp_path / "m")
     with pytest.raises(GristmillError, match="keeps for itself"):
         train_ngram(["a <s> b"], 3, tmp_path / "m", "spaces")

@@ -9,15 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from document_tables import first_reasons
 from gristmill.data.config import PerplexityConfig
 from gristmill.data.ngram import (
     load_model,
-    perplexity_buckets,
     perplexity_cuts,
     perplexity_rules,
     perplexity_step,
     train_ngram,
     train_reference,
+    words,
 )
 from gristmill.data.schema import document_id
 from gristmill.errors import GristmillError
@@ -77,6 +78,34 @@ def test_mistakes_are_named(documents: Documents, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"quantiles": (0.7, 0.3)}, "the smaller one first"),
+        ({"quantiles": (-0.1, 0.3)}, "shares from 0 to 1"),
+        ({"quantiles": (0.5, 1.5)}, "shares from 0 to 1"),
+        ({"quantiles": (float("nan"), 0.5)}, "shares from 0 to 1"),
+        ({"model": "m.arpa", "reference": ("books",)}, "nothing would be trained on reference"),
+    ],
+)
+def test_settings_that_cannot_be(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PerplexityConfig(**fields)
+    PerplexityConfig(quantiles=(0, 1))
+    PerplexityConfig(quantiles=(0.5, 0.5))
+
+
+def test_what_workers_share_is_made_with_the_step(tmp_path: Path) -> None:
+    train_ngram(["the mill"] * 3, 2, tmp_path / "m")
+    tables = (words._classes, words._folded)
+    for table in tables:
+        table.cache_clear()
+    model = load_model(tmp_path / "m")
+    perplexity_step(PerplexityConfig(), model)
+    assert [table.cache_info().currsize for table in tables] == [1, 1]
+    assert "_vocabulary" in vars(model)
+
+
 def test_the_step_scores_documents(tmp_path: Path) -> None:
     train_ngram(["the mill stands by the river ."] * 5 + ["a mill grinds corn ."], 3, tmp_path / "m")
     batch = pa.record_batch(
@@ -95,24 +124,26 @@ def test_the_step_scores_documents(tmp_path: Path) -> None:
 
 
 def test_quantiles_are_of_each_language() -> None:
-    scores = np.array([1, 2, 3, 4, 5, 6, 10, 20, np.nan, 7, 7, 7], np.float32)
-    languages = ["en"] * 6 + ["fr"] * 3 + ["de"] * 3
+    scores = pa.array([1, 2, 3, 4, 5, 6, 10, 20, None, 7, 7, 7], pa.float32())
+    languages = pa.array(["en"] * 6 + ["fr"] * 3 + ["de"] * 3)
     cuts = perplexity_cuts(scores, languages, (1 / 3, 2 / 3))
     assert cuts == {"de": (7, 7), "en": (2, 4), "fr": (10, 20)}
-    buckets = perplexity_buckets(scores, languages, cuts).to_pylist()
+    rules = perplexity_rules(PerplexityConfig(drop=("head", "middle", "tail")), cuts)
+    found = first_reasons(pa.record_batch({"perplexity": scores, "rule_language": languages}), rules)
+    buckets = [None if reason is None else reason.removeprefix("perplexity:") for reason in found]
     assert buckets[:6] == ["head", "head", "middle", "middle", "tail", "tail"]
     assert buckets[6:9] == ["head", "middle", None]
     assert buckets[9:] == ["head"] * 3  # equal scores stay together
-    assert perplexity_buckets(scores[:1], ["xx"], cuts).to_pylist() == [None]
 
 
 def test_quantiles_do_not_depend_on_the_order() -> None:
     random = np.random.default_rng(0)
     scores = random.lognormal(5, 1, 500).astype(np.float32)
     languages = np.array(["en", "fr"])[random.integers(2, size=500)]
-    cuts = perplexity_cuts(scores, languages.tolist(), (0.2, 0.7))
+    cuts = perplexity_cuts(pa.array(scores), pa.array(languages), (0.2, 0.7))
     order = random.permutation(500)
-    assert perplexity_cuts(pa.chunked_array([scores[order]]), languages[order].tolist(), (0.2, 0.7)) == cuts
+    mixed, beside = (pa.chunked_array([column[order[:200]], column[order[200:]]]) for column in (scores, languages))
+    assert perplexity_cuts(mixed, beside, (0.2, 0.7)) == cuts
     for language in ("en", "fr"):
         own = scores[languages == language]
         assert (own <= cuts[language][0]).mean() == pytest.approx(0.2, abs=1 / len(own))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
@@ -43,11 +44,19 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         importlib.import_module("pyarrow.parquet")
         importlib.import_module("numpy.linalg")
         LOADED.append(True)
+    if how == "compute":
+        end = time.process_time() + task["seconds"]
+        while time.process_time() < end:
+            pass
     if how == "hang":
         Path(task["file"]).write_text(str(os.getpid()))
         while True:
             signal.pause()
     return {"pid": os.getpid(), "number": task.get("number"), "loaded": bool(LOADED)}
+
+
+def prepare_for_long(task: dict[str, Any]) -> dict[str, Any]:
+    return work({"how": "compute", "seconds": 0.5})
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +113,18 @@ def test_without_forking_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None
             run(pool, [{"how": "killed"}])
     with pytest.raises(ProcessLookupError):
         os.kill(found[0]["pid"], 0)
+
+
+def test_processor_time_of_other_processes_is_counted() -> None:
+    with Pool(2, "test_data_pool:prepare_for_long") as pool:
+        run(pool, [{"how": "well"}] * 2)
+        prepared = pool.cpu_seconds
+        run(pool, [{"how": "compute", "seconds": 0.2}] * 2)
+        assert prepared >= 0.5
+        assert pool.cpu_seconds >= prepared + 0.4
+    with Pool(1) as pool:
+        run(pool, [{"how": "compute", "seconds": 0.1}])
+        assert pool.cpu_seconds == 0  # it was this process that took it
 
 
 def test_an_error_of_what_was_to_be_prepared_comes_before_the_first_task() -> None:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from document_tables import CORPUS, first_reasons
@@ -19,6 +21,7 @@ from gristmill.data.config import CorpusConfig, MixtureConfig, NearDuplicateConf
 from gristmill.data.corpus import domains, mixture_weights, read_documents
 from gristmill.data.kernel import shingles
 from gristmill.data.process import process
+from gristmill.data.process.compare import prefer_sound
 from gristmill.data.schema import DOCUMENTS, ROW_GROUP_ROWS, Document, TableWriter
 from gristmill.data.step import Rule, Step, check_chain, first_broken
 from gristmill.errors import GristmillError
@@ -127,6 +130,43 @@ def test_clusters_name_the_document_that_stays(prose: Prose, stage_run: Make, co
     assert {removed[name]["cluster"] for name in ("first", "its copy")} == {longest}
     assert removed["short"]["similarity"] is None
     assert (removed["short again"]["cluster"], removed["short again"]["cluster_size"]) == (removed["short"]["id"], 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=12), st.sets(st.integers(0, 4), max_size=2))
+def test_the_first_sound_one_stands_for_equal_texts(documents: list[tuple[int, bool]], elsewhere: set[int]) -> None:
+    """Documents are (text, broken); what is equal to a text of another corpus repeats that one in any case."""
+    number, texts = len(documents), [text for text, _ in documents]
+    broken = np.array([bad for _, bad in documents], np.bool_)
+    first = np.array([text + number if text in elsewhere else texts.index(text) for text in texts], np.int64)
+    first[first == np.arange(number)] = -1
+    expected = []
+    for place, text in enumerate(texts):
+        equal = [other for other in range(number) if texts[other] == text]
+        stands = next((other for other in equal if not broken[other]), equal[0])
+        stands = text + number if text in elsewhere else stands
+        expected.append(-1 if stands == place else stands)
+    assert prefer_sound(first, broken).tolist() == expected
+
+
+def test_a_text_that_one_domain_removes_stays_in_another(
+    prose: Prose, stage_run: Make, collected: Callable[..., Path]
+) -> None:
+    """The web's rules remove the first of three equal texts, those of books do not."""
+    text = prose(1, 80)
+    documents = [document(text, "page", "web"), document(text, "book"), document(text, "other page", "web")]
+    more = [document(prose(seed, 150), f"book {seed}") for seed in range(2, 6)]
+    run = stage_run(collected=collected([*documents, *more, document("short", "a"), document("short", "b", "web")]))
+    rules = {"web": {"c4": None, "fineweb": None, "quality": {"min_words": 100}}}
+    process(CorpusConfig.model_validate({"rules": rules}), run)
+    kept = {row["origin"]: row for row in read_documents(run.out).to_pylist()}
+    removed = removed_rows(run)
+    assert set(kept) == {"book", *(f"book {seed}" for seed in range(2, 6))}
+    assert kept["book"]["cluster_size"] == 3
+    for name in ("page", "other page"):
+        assert removed[name]["reason"] == "exact_duplicate"
+        assert removed[name]["duplicate_of"] == removed[name]["cluster"] == kept["book"]["id"]
+    assert removed["a"]["reason"] == "gopher_quality:min_words"
+    assert (removed["b"]["reason"], removed["b"]["duplicate_of"]) == ("exact_duplicate", removed["a"]["id"])
 
 
 def test_the_report_adds_up(planted: list[Document], stage_run: Make, collected: Callable[..., Path]) -> None:

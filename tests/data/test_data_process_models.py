@@ -17,6 +17,7 @@ from gristmill.data.config import CorpusConfig
 from gristmill.data.corpus import read_documents
 from gristmill.data.ngram import load_model
 from gristmill.data.process import process
+from gristmill.data.process.inputs import expand_paths
 from gristmill.data.schema import Document
 from gristmill.errors import GristmillError
 from gristmill.events import StageLog
@@ -27,6 +28,13 @@ Tree = Callable[[Path], dict[str, str]]
 
 QUESTION = "which of the many small mills along the quiet river first ground the winter wheat for all the town"
 FOOTER = "This paragraph stands at the end of many documents, word for word, because they were all made by one program."
+CLASSIFIER = {
+    "good": ["books"],
+    "bad": ["docs"],
+    "evaluate": False,
+    "min_score": 0.5,
+    "training": {"dimensions": 4, "buckets": 1024, "learning_rate": 1.0, "epochs": 20},
+}
 
 
 @pytest.fixture
@@ -46,18 +54,12 @@ def source(prose: Prose, collected: Callable[..., Path], monkeypatch: pytest.Mon
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
     sets = tmp_path / "quiz.jsonl"
-    sets.write_text(json.dumps({"question": QUESTION}) + "\n")
+    sets.write_text(json.dumps({"question": QUESTION}) + '\n{"question": "What is it?"}\n')
     return {
         "repeated_units": {"max_documents": 2},
         "contamination": {"sets": [str(sets)]},
         "perplexity": {"reference": ["books"], "order": 2, "quantiles": [0.2, 0.9], "drop": ["tail"]},
-        "classifier": {
-            "good": ["books"],
-            "bad": ["docs"],
-            "evaluate": False,
-            "min_score": 0.5,
-            "training": {"dimensions": 4, "buckets": 1024, "learning_rate": 1.0, "epochs": 20},
-        },
+        "classifier": CLASSIFIER,
         "near_duplicates": None,
     }
 
@@ -90,6 +92,7 @@ def test_scores_and_reasons_of_all_of_them(source: Path, config: dict[str, Any],
     assert set(figures["models"]) == {"classifier.bin", "perplexity.ngram"}
     assert {"repeated_paragraphs", "contamination", "perplexity", "classifier"} <= set(figures["seconds_by_step"])
     report = json.loads((run.out / "report.json").read_text())
+    assert report["evaluation_sets"] == {"quiz": {"items": 2, "too_short": 1}}
     order = [step["step"] for step in report["funnel"]]
     wanted = ["empty", "gopher_quality:min_words", "contaminated:quiz", "perplexity:tail", "classifier:min_score"]
     assert [name for name in order if name in wanted] == wanted
@@ -157,7 +160,15 @@ def test_changed_cuts_take_the_annotations_and_the_models_that_are_there(
 def test_what_is_missing_is_named_before_any_work(
     source: Path, config: dict[str, Any], stage_run: Make, tmp_path: Path
 ) -> None:
+    old = stage_run("old", collected=source)
+    process(CorpusConfig.model_validate({"near_duplicates": {"ngram": 3}}), old)
+    (tmp_path / "broken.json").write_text('{"books": -1}')
     for section, change, message in (
+        ("near_duplicates", {"against": [str(tmp_path / "nothing")]}, "nothing holds no signatures"),
+        ("near_duplicates", {"against": [str(source)]}, "collected holds no signatures"),
+        ("near_duplicates", {"against": [str(old.out)]}, "old has signatures of 112 minima of 3-grams"),
+        ("mixture", {"weights": str(tmp_path / "none.json")}, "none.json is no JSON file"),
+        ("mixture", {"weights": str(tmp_path / "broken.json")}, "broken.json holds a negative weight"),
         ("contamination", {"sets": ["nowhere.jsonl"]}, "nowhere.jsonl"),
         ("toxicity", {"model": str(tmp_path / "none.bin")}, "none.bin"),
         ("perplexity", {"reference": ["poems"]}, "poems"),
@@ -166,3 +177,55 @@ def test_what_is_missing_is_named_before_any_work(
         with pytest.raises(GristmillError, match=message):
             process(CorpusConfig.model_validate(config | {section: change}), run)
         assert not list(run.scratch.glob("annotated/*"))
+
+
+def test_the_home_directory_is_known_in_all_paths_and_written_nowhere(
+    source: Path, config: dict[str, Any], stage_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "weights.json").write_text('{"books": 3, "docs": 1}')
+    old = stage_run("old", collected=source)
+    process(CorpusConfig(), old)
+    config |= {"mixture": {"weights": "~/weights.json"}, "contamination": {"sets": ["~/quiz.jsonl"]}}
+    config |= {"perplexity": None, "classifier": {"model": "~/judge.bin"}}
+    judge = stage_run("judge", collected=source)
+    process(CorpusConfig.model_validate(config | {"classifier": CLASSIFIER}), judge)
+    (judge.out / "models" / "classifier.bin").rename(tmp_path / "judge.bin")
+    run = stage_run("run", collected=source)
+    process(CorpusConfig.model_validate(config), run)
+    report = json.loads((run.out / "report.json").read_text())
+    assert report["weights"] == {"books": 0.75, "docs": 0.25}
+    assert "contaminated:quiz" in report["removed"]
+    assert report["settings"]["contamination"]["sets"] == ["~/quiz.jsonl"]
+    assert str(tmp_path) not in json.dumps(report["settings"])
+    config |= {"near_duplicates": {"against": ["~/old"]}}
+    with pytest.raises(GristmillError, match="no document is left"):
+        process(CorpusConfig.model_validate(config), stage_run("against", collected=source))
+
+    named = CorpusConfig.model_validate(
+        {
+            "classifier": {"good_files": ["~/a"], "bad_files": ["~/b", "/c"]},
+            "perplexity": {"model": "~/d"},
+            "toxicity": {"model": "~/e"},
+            "names": {"model": "~/f"},
+            "rules": {"web": {"c4": {"bad_words": "~/g", "forbidden_phrases": ["~/not a path"]}}},
+        }
+    )
+    expanded = expand_paths(named).model_dump_json()
+    assert expanded == named.model_dump_json().replace("~/", f"{tmp_path}/").replace(f"{tmp_path}/not", "~/not")
+
+
+@pytest.mark.parametrize("redacted", [True, False])
+def test_personal_data_stands_in_no_model(
+    redacted: bool, prose: Prose, config: dict[str, Any], collected: Callable[..., Path], stage_run: Make
+) -> None:
+    texts = [f"{prose(seed, 120)}\nWrite to zyxann@zyxmill.org every day." for seed in range(30)]
+    found = [Document(text, "test", "books", "en", "x", f"book {i}") for i, text in enumerate(texts)]
+    found += [Document(prose(100 + i, 120, 300), "test", "docs", "en", "x", f"page {i}") for i in range(30)]
+    run = stage_run(collected=collected(found))
+    off = {} if redacted else {"privacy": None}
+    process(CorpusConfig.model_validate(config | {"repeated_units": None, "contamination": None} | off), run)
+    for name in ("perplexity.ngram", "classifier.bin"):
+        content = (run.out / "models" / name).read_bytes()
+        assert b"every" in content
+        assert (b"zyxann" in content) != redacted, name

@@ -18,7 +18,7 @@ import pytest
 from document_tables import write_documents
 from gristmill.artifact import Manifest, StageRun, build
 from gristmill.data.config import CorpusConfig
-from gristmill.data.process import process
+from gristmill.data.process import process, reuse
 from gristmill.data.process.reuse import annotation_key
 from gristmill.data.schema import Document, row_groups
 from gristmill.events import StageLog
@@ -276,6 +276,27 @@ def test_settings_that_annotate_do_not(artifacts: Callable[..., Manifest]) -> No
     assert len(set(keys)) == len(keys)
     artifacts("corpus", changed())
     assert not artifacts("corpus", changed({"privacy": None})).figures["reused_annotations"]
+
+
+@pytest.mark.parametrize(
+    ("change", "package"),
+    [
+        ({"names": {"model": "some-people-sm"}}, "some-people-sm"),
+        ({"names": {}}, "spacy"),
+        ({"toxicity": {}}, "scikit-learn"),
+        ({"toxicity": {}}, "alt-profanity-check"),
+    ],
+)
+def test_another_version_of_a_package_does_not_where_it_is_used(
+    change: dict[str, Any], package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = changed(), changed(change)
+    before = [annotation_key(config, 0) for config in configs]
+    version = reuse._version
+    monkeypatch.setattr(reuse, "_version", lambda name: "999" if name == package else version(name))
+    after = [annotation_key(config, 0) for config in configs]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
 
 
 def test_a_spoilt_artifact_is_not_taken_from(artifacts: Callable[..., Manifest], tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from gristmill.data.mixture import settle_mixture
 from gristmill.data.report import count, largest_clusters, make_report, merge
 from gristmill.data.report import figures as words
 from gristmill.data.report.bins import EDGES, cells, histogram
+from gristmill.data.report.html import page
 from gristmill.data.report.partial import EXCERPT_CHARACTERS, MEMBERS, SAMPLES
 from gristmill.data.report.present import funnel_table, write_report
 from gristmill.data.report.thresholds import threshold
@@ -108,6 +109,7 @@ def report_of(rows: Sequence[Row], **config: Any) -> dict[str, Any]:
         order=ORDER,
         rules=RULES,
         near_duplicates={"pairs_compared": 10, "removed": 3},
+        evaluation_sets={"quiz": {"items": 40, "too_short": 12}},
         problems=[{"source": "local", "origin": "dump.gz", "problem": "truncated gzip"}],
     )
 
@@ -378,7 +380,7 @@ def test_the_table_has_a_line_for_each_step_that_removed_something() -> None:
     assert lines[0].split() == ["step", "removed", "bytes", "left", "bytes", "tokens"]
     busy = [step for step in report["funnel"] if "removed" not in step or step["removed"]["documents"]]
     assert [line.split()[0] for line in lines[2 : 2 + len(busy)]] == [step["step"] for step in busy]
-    assert "1 more rules removed nothing." in lines
+    assert "1 more rule removed nothing." in lines
     assert lines[-1] == "Tokens are estimated at 4 bytes each."
 
 
@@ -425,19 +427,54 @@ def test_the_page_is_whole_loads_nothing_and_runs_nothing(tmp_path: Path) -> Non
     corpus = write_corpus(tmp_path / "corpus", make_rows(120))
     write_report(corpus, tmp_path / "out", count_words)
     content = (tmp_path / "out" / "report.html").read_text()
-    page = Page()
-    page.feed(content)
-    page.close()
-    assert page.open == []
-    assert not page.tags & {"script", "img", "link", "iframe", "object"}
-    assert all(address.startswith("#") for address in page.addresses)
+    found = Page()
+    found.feed(content)
+    found.close()
+    assert found.open == []
+    assert not found.tags & {"script", "img", "link", "iframe", "object"}
+    assert all(address.startswith("#") for address in found.addresses)
     assert "default-src 'none'" in content
-    text = "".join(page.words)
+    text = "".join(found.words)
     assert EVIL[:40] in text  # shown, not obeyed
     for title in ("Step by step", "Mixture", "What each rule removed", "Values", "Duplicates", "Problems"):
         assert title in text
     assert "truncated gzip" in text
     assert len(re.findall("<svg", content)) > 20
+
+
+def charts(content: str) -> dict[str, str]:
+    """Of all domains together: the name of each histogram, and what it shows."""
+    together = content.partition('<section id="histograms">')[2].partition("By domain")[0]
+    return {part.partition("</b>")[0]: part for part in together.split("<figcaption><b>")[1:]}
+
+
+def test_a_histogram_says_for_whom_its_thresholds_are_and_shows_those_in_its_range() -> None:
+    rules = {"books": {"quality": {"min_words": 5}}, "web": {"quality": {"min_words": 20}}}
+    drawn = charts(page(report_of(make_rows(120), rules=rules | {"other": {"quality": {"min_words": 900}}})))
+    words = drawn["words"]
+    for cut in ("5 (books)", "20 (web)", "900 (poems)"):
+        assert f"gopher_quality:min_words {cut}" in words.partition("</figcaption>")[0]
+    lines = re.findall('<line class="cut".*?<title>(.*?)</title>', words)
+    assert lines == ["gopher_quality:min_words 5 (books)", "gopher_quality:min_words 20 (web)"]
+    alike = charts(page(report_of(make_rows(120))))["hash_ratio"]
+    assert "gopher_quality:max_symbol_ratio 0.1</span>" in alike
+
+
+def test_a_value_that_is_0_everywhere_is_named_but_not_drawn() -> None:
+    content = page(report_of([row | {"pii_email": 0} for row in make_rows(60)]))
+    assert "pii_email" not in charts(content)
+    assert "0 in all documents: pii_email." in content
+    assert "pii_email" in charts(page(report_of(make_rows(60))))
+
+
+def test_what_is_not_looked_for_of_evaluation_sets_is_said() -> None:
+    rows = make_rows(120)
+    found = Page()
+    found.feed(page(report_of(rows)))
+    text = "|".join(found.words)
+    contaminated = sum(row["reason"] == "contaminated:quiz" for row in rows)
+    assert f"of them too short|documents removed|quiz|40|12|{contaminated}|" in text
+    assert "Evaluation sets" not in page(report_of(rows) | {"evaluation_sets": {}})
 
 
 def test_an_empty_part_of_the_report_has_no_section(tmp_path: Path) -> None:

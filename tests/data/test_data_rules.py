@@ -25,7 +25,7 @@ from gristmill.data.config import (
     RuleSet,
     WebRuleSet,
 )
-from gristmill.data.rules import effective_rules, language_settings, language_thresholds, measure_key, rules_for
+from gristmill.data.rules import effective_rules, language_settings, measure_key, rules_for
 from gristmill.errors import GristmillError
 
 GOOD = " ".join(["the", "mill", "and", "stone", "river"] * 12)  # 60 words, two stop words, no symbol
@@ -232,8 +232,20 @@ def test_limits_of_ones_own() -> None:
     assert reason("SHOUTING ALL OVER\nTHE PAGE\nand not", held) == "limits:uppercase_lines"
     assert reason("two words", held) == "limits:words"
     assert reason("three small words", held) is None
-    with pytest.raises(GristmillError, match="no column 'charm'"):
-        reason("text", RuleSet(quality=None, repetition=None, limits={"charm": Limit(min=1)}))
+    for name in ("charm", "rule_language"):
+        with pytest.raises(GristmillError, match=f"no column of numbers '{name}'"):
+            reason("text", RuleSet(quality=None, repetition=None, limits={name: Limit(min=1)}))
+
+
+def test_rules_of_the_next_batch_are_of_its_rows() -> None:
+    """What is known of one batch's domains and languages is not taken for another's."""
+    config = DomainRules()
+    held = rules_for(config)
+    first = measured([PYTHON] * 3, config, ["code", "docs", "code"])
+    second = measured([PYTHON] * 3, config, ["docs", "docs", "code"])
+    for _ in range(2):
+        assert first_reasons(first, held) == [None, "gopher_quality:min_words", None]
+        assert first_reasons(second, held) == ["gopher_quality:min_words", "gopher_quality:min_words", None]
 
 
 def test_domains_have_their_rules_and_unknown_ones_the_others() -> None:
@@ -276,7 +288,6 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory of packaged languages with German and Finnish."""
     (tmp_path / "de.yaml").write_text(
         "stop_words: [und, die, der]\nmax_mean_word_length: 12\nmin_words: 3\nmax_top_ngram: {2: 0.5}\n"
-        "min_language_score: 0.7\n"
     )
     (tmp_path / "fi.yaml").write_text("max_mean_word_length: 14\n")
     (tmp_path / "xx.yaml").write_text("max_word_length: 14\n")
@@ -305,8 +316,6 @@ def test_thresholds_of_a_language(shipped: Path) -> None:
     assert effective_rules(config, "notes", "en") == config.other
     assert effective_rules(config, "notes", "fi").quality.stop_words == ()  # type: ignore[union-attr]
     assert effective_rules(config, "code", "de").quality is None
-    assert language_thresholds(config, "de").min_language_score == 0.7
-    assert language_thresholds(config, "sv") == LanguageThresholds()
     changed = language_settings(config, [("notes", "de"), ("notes", "en"), ("code", "en")])
     assert list(changed) == ["notes"]
     assert list(changed["notes"]) == ["de"]
@@ -342,21 +351,6 @@ def test_a_sure_detection_decides_the_language() -> None:
     )
     result = kernel.measure_step(DomainRules(), None).apply(batch)
     assert result.column("rule_language").to_pylist() == ["de", "en", "pt", "fr", "en"]
-
-
-def test_a_language_file_of_ones_own(tmp_path: Path) -> None:
-    path = tmp_path / "nds.yaml"
-    path.write_text("stop_words: [un, de, dat]\nmax_mean_word_length: 11\n")
-    config = DomainRules.model_validate({"languages": {"nds": str(path)}})
-    assert config.languages["nds"].max_mean_word_length == 11
-    assert DomainRules.model_validate(config.model_dump(mode="json")) == config  # the values, not the path
-    path.write_text("max_mean_word_lenght: 11\n")
-    with pytest.raises(ValueError, match=r"languages\.nds\.max_mean_word_lenght"):
-        DomainRules.model_validate({"languages": {"nds": str(path)}})
-    with pytest.raises(ValueError, match=r"cannot read the thresholds in nowhere\.yaml"):
-        DomainRules.model_validate({"languages": {"nds": "nowhere.yaml"}})
-    with pytest.raises(ValueError, match="n-grams of 7 words are not measured; n is one of 2, 3, 4"):
-        RepetitionRules(max_top_ngram={7: 0.1})
 
 
 def test_the_measure_key_changes_with_the_measurement_only(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gristmill.data.schema import Document
-from gristmill.data.training_text import read_paths
+from gristmill.data.training_text import prepare_out, read_paths
 from gristmill.errors import GristmillError
 
 
@@ -45,6 +45,36 @@ def test_files_of_all_kinds_in_a_directory(tmp_path: Path) -> None:
 def test_an_artifact(collected: Callable[..., Path]) -> None:
     found = collected([Document(f"text {k}", f"source {k}", "web", "en", "x", str(k)) for k in range(3)])
     assert read(found) == [(f"text {k}", f"source {k}") for k in range(3)]
+
+
+def test_rows_without_text(tmp_path: Path) -> None:
+    """A null is an empty document; a row that has no such field is a mistake."""
+    lines = ['{"text": null}', '{"text": "one", "source": null}', '{"text": 5, "source": 7}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert read(tmp_path / "a.jsonl") == [("", "a.jsonl"), ("one", "a.jsonl"), ("5", "7")]
+    for bad in ('{"no": 1}', "[1]", "null", '"text"', '{"text": "torn'):
+        (tmp_path / "b.jsonl").write_text(f"{lines[1]}\n\n{bad}\n")
+        with pytest.raises(GristmillError, match=r"b\.jsonl, line 3: no JSON object with a field 'text'"):
+            read(tmp_path / "b.jsonl")
+
+
+def test_binary_files_are_refused_and_hidden_directories_left_out(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "index").write_bytes(b"DIRC\0\0\0\2")
+    (tmp_path / "a.txt").write_text("one")
+    assert read(tmp_path) == [("one", tmp_path.name)]
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    with pytest.raises(GristmillError, match=r"b\.png is no text: it holds binary data"):
+        read(tmp_path)
+
+
+def test_where_to_write_is_looked_at_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out, message in ((tmp_path, "is a directory; name a file"), (tmp_path / "file" / "m", "file is no directory")):
+        with pytest.raises(GristmillError, match=message):
+            prepare_out(out)
+    prepare_out(tmp_path / "new" / "m")
+    assert (tmp_path / "new").is_dir()
 
 
 def test_mistakes_are_named_before_anything_is_read(tmp_path: Path) -> None:

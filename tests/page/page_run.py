@@ -151,6 +151,7 @@ def corpus_report(kept: list[dict[str, str]], removed: list[dict[str, str]], twi
         order=["exact_duplicate", *(reason for reason, _ in RULES), "near_duplicate"],
         rules=rules,
         near_duplicates={"pairs_compared": 20, "pairs_similar": 3, "removed": 2},
+        evaluation_sets={"quiz": {"items": 12, "too_short": 3}},
         problems=[{"source": "local", "origin": "dump.gz", "problem": f"truncated {EVIL}"}],
     )
 

@@ -72,10 +72,13 @@ def test_a_chart_has_a_table_twin_and_grows_while_the_run_goes_on(browser, tmp_p
         browser.wait_for(f"{twin}.querySelectorAll('tbody tr').length === 8")
         assert "2.5 at step 40" in browser.evaluate("document.querySelector('#panel-pretraining svg').ariaLabel")
         browser.wait_for("document.querySelector('#stage-pretraining .left').textContent.startsWith('40 of 80 steps')")
+        later = "document.querySelector('#stage-deployment .state').textContent"
+        assert browser.evaluate(later) == "waiting"
         log.emit("stage_failed", "base", error="no <b>memory</b>")
         log.emit("run_failed", error="no <b>memory</b>")
         browser.wait_for("document.querySelector('#run-error').textContent === 'The run failed: no <b>memory</b>'")
         browser.wait_for("document.querySelector('#stage-pretraining .state').textContent === 'failed'")
+        assert browser.evaluate(later) == "not made"  # nothing will come to it
         assert browser.errors == []
 
 

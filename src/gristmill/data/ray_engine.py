@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from gristmill.errors import GristmillError
 from .pool import Result, Task, answer, result_of
 
 BLOCKS_PER_WORKER = 64  # tasks are handed to Ray in so many portions, so that finished ones are reported soon
+KNOCK_SECONDS = 10.0
 OBJECT_STORE_BYTES = 128 << 20  # tasks and results are a few hundred bytes each
 
 
@@ -27,6 +29,7 @@ class RayMapper:
     """Runs tasks on Ray, at most `width` at a time."""
 
     def __init__(self, ray: Any, width: int):
+        self.cpu_seconds = 0.0
         self._ray, self._width = ray, width
 
     def prepare(self, target: str, task: Task) -> None:
@@ -52,7 +55,9 @@ class RayMapper:
             for row in data.map(_call, compute=compute).iter_rows():
                 finished[row["number"]] = row["answer"]
                 while following in finished:
-                    yield result_of(json.loads(finished.pop(following)))
+                    result, cpu_seconds = result_of(json.loads(finished.pop(following)))
+                    self.cpu_seconds += cpu_seconds
+                    yield result
                     following += 1
         except self._ray.exceptions.RayError as error:
             raise GristmillError(
@@ -94,6 +99,7 @@ def _connect(ray: Any, workers: int | None) -> None:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _knock(address)
             ray.init(address=address, **quiet)
         else:
             os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -104,5 +110,15 @@ def _connect(ray: Any, workers: int | None) -> None:
                 include_dashboard=False,
                 **quiet,
             )
-    except ConnectionError as error:
-        raise GristmillError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
+    except (ConnectionError, TimeoutError, socket.gaierror) as error:
+        raise GristmillError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; start one there, or unset RAY_ADDRESS to use "
+            "this machine alone"
+        ) from None
+
+
+def _knock(address: str) -> None:
+    """OSError where nothing answers at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()

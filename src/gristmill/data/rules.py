@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,12 +48,6 @@ def packaged_thresholds(language: str) -> LanguageThresholds:
         return LanguageThresholds.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, ValidationError) as error:
         raise GristmillError(f"{path} is no file of language thresholds: {error}") from None
-
-
-def language_thresholds(rules: DomainRules, language: str) -> LanguageThresholds:
-    """What holds for a language whatever the domain: the recipe's fields, else the shipped ones."""
-    packaged = packaged_thresholds(language) if rules.packaged_languages else LanguageThresholds()
-    return packaged.model_copy(update=_given(rules.languages.get(language)))
 
 
 def effective_rules(rules: DomainRules, domain: str, language: str) -> RuleSet:
@@ -110,6 +104,9 @@ class _Settled:
     def __init__(self, rules: DomainRules):
         self.rules = rules
         self._known: dict[tuple[str, str], RuleSet] = {}
+        self._batch: pa.RecordBatch | None = None  # that `_pairs` and `_pair_of_row` are of
+        self._pairs: list[tuple[str, str]] = []
+        self._pair_of_row = np.zeros(0, np.int64)
 
     def __getitem__(self, pair: tuple[str, str]) -> RuleSet:
         if pair not in self._known:
@@ -118,15 +115,20 @@ class _Settled:
 
     def of_rows(self, batch: pa.RecordBatch, threshold: Threshold) -> NDArray[np.float64]:
         """float64 `[rows]`: the threshold of each row, NaN where it has none."""
+        if batch is not self._batch:
+            self._look_at(batch)
+        values = [threshold(self[pair]) for pair in self._pairs]
+        return np.array([np.nan if value is None else value for value in values], np.float64)[self._pair_of_row]
+
+    def _look_at(self, batch: pa.RecordBatch) -> None:
+        """Find the pairs of domain and language in the batch, about which every rule is going to ask."""
         domains = batch.column("domain").dictionary_encode()
         languages = batch.column("rule_language").dictionary_encode()
         codes = domains.indices.to_numpy() * len(languages.dictionary) + languages.indices.to_numpy()
-        present, place = np.unique(codes, return_inverse=True)
-        values = [
-            threshold(self[domains.dictionary[d].as_py(), languages.dictionary[language].as_py()])
-            for d, language in (divmod(int(code), len(languages.dictionary)) for code in present)
-        ]
-        return np.array([np.nan if value is None else value for value in values], np.float64)[place]
+        present, self._pair_of_row = np.unique(codes, return_inverse=True)
+        places = (divmod(code, len(languages.dictionary)) for code in present.tolist())
+        self._pairs = [(domains.dictionary[d].as_py(), languages.dictionary[lang].as_py()) for d, lang in places]
+        self._batch = batch
 
     def rule(self, reason: str, columns: tuple[str, ...], breaks: Callable[..., Mask], threshold: Threshold) -> Rule:
         """A rule that `breaks(values of the columns, thresholds)` decides."""
@@ -157,9 +159,10 @@ def below(values: NDArray, thresholds: NDArray[np.float64]) -> Mask:
 
 def _values(batch: pa.RecordBatch, name: str) -> NDArray:
     """A column as float32 or, where it counts, float64; a null is NaN, which breaks nothing."""
-    if name not in batch.schema.names:
-        raise GristmillError(f"corpus.rules: there is no column {name!r} to set limits on")
-    column = batch.column(name)
+    place = batch.schema.get_field_index(name)
+    if place < 0 or not _is_number(batch.schema.field(place)):
+        raise GristmillError(f"corpus.rules: there is no column of numbers {name!r} to set limits on")
+    column = batch.column(place)
     width = pa.float32() if pa.types.is_float32(column.type) else pa.float64()
     return column.cast(width, safe=False).to_numpy(zero_copy_only=False)
 
@@ -267,11 +270,26 @@ def _flag_rule(settled: _Settled, flag: str) -> Rule:
 
 def _limits(settled: _Settled) -> Iterator[Rule]:
     """The recipe's own rules on columns."""
-    domains = settled.rules
-    sets = (domains.books, domains.web, domains.docs, domains.code, domains.other)
-    for column in sorted({name for rules in sets for name in rules.limits}):
+    for column in sorted({name for rules in settled.rules.sets().values() for name in rules.limits}):
         yield settled.at_least(f"limits:{column}", column, _limit(column, "min"))
         yield settled.at_most(f"limits:{column}", column, _limit(column, "max"))
+
+
+def check_limits(rules: DomainRules, schema: pa.Schema, to_come: Sequence[str] = ()) -> None:
+    """GristmillError when the recipe sets limits on what is no column of numbers of `schema`, the schema of annotated
+    documents, nor one of those `to_come`."""
+    numeric = [*(field.name for field in schema if _is_number(field)), *to_come]
+    for domain, held in rules.sets().items():
+        for column in held.limits:
+            if column not in numeric:
+                known = ", ".join(numeric)
+                raise GristmillError(
+                    f"corpus.rules.{domain}.limits: {column!r} is no column of numbers; those are {known}"
+                )
+
+
+def _is_number(field: pa.Field) -> bool:
+    return pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
 
 
 def _limit(column: str, side: str) -> Threshold:
@@ -285,9 +303,7 @@ def measure_key(rules: DomainRules, near: NearDuplicateConfig | None) -> str:
     languages = sorted({DEFAULT_LANGUAGE, *packaged, *rules.languages})
     settings = {
         "measurement": MEASUREMENT,
-        "domains": {
-            domain: _measured(rules, domain, languages) for domain in ("books", "web", "docs", "code", "other")
-        },
+        "domains": {domain: _measured(rules, domain, languages) for domain in rules.sets()},
         "signature": None if near is None else [near.permutations, near.ngram],
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -310,7 +326,7 @@ def _measured(rules: DomainRules, domain: str, languages: Iterable[str]) -> dict
 def read_bad_words(path: str, domain: str) -> list[str]:
     """The words and phrases of a file, one a line."""
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise GristmillError(f"corpus.rules.{domain}.c4.bad_words: cannot read {path}: {error}") from None
     return [line.strip() for line in lines if line.strip()]

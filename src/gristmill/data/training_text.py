@@ -1,7 +1,8 @@
 """Text to train a reference model or a classifier on, from the paths that a user names.
 
-A path is a Parquet file, a JSONL file (plain, .gz or .zst), any other file (one document, plain, .gz or .zst), an
-artifact (`collected` or `corpus`), or a directory, of which every file below it is read, in the order of their names.
+A path is a Parquet file, a JSONL file, any other file of text (one document; both plain, .gz, .zst or .bz2), an
+artifact (`collected` or `corpus`), or a directory, of which every file below it is read, in the order of their names,
+but for hidden ones and what hidden directories hold.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SCHEMA = pa.schema(
     [pa.field("text", pa.large_string(), nullable=False), pa.field("source", pa.string(), nullable=False)]
 )
 _ROWS = 1024
+_HEAD = 8192  # bytes in which a NUL gives binary data away
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
@@ -30,11 +32,23 @@ def read_paths(paths: Iterable[Path | str]) -> Iterator[pa.RecordBatch]:
     return (batch for path, files in found for batch in _read_files(files, path.name))
 
 
+def prepare_out(out: Path) -> None:
+    """Make the directory of a file to be written. GristmillError when there cannot be such a file, said before the
+    training and not after it."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise GristmillError(f"{out} cannot be written: {out.parent} is no directory") from None
+    if out.is_dir():
+        raise GristmillError(f"{out} is a directory; name a file to write the model to")
+
+
 def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise GristmillError(f"{path} does not exist; name a file or a directory of text")
     root = path / "documents" if (path / "documents").is_dir() else path
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and p.name[0] != ".")
+    files = [root] if root.is_file() else sorted(filter(Path.is_file, root.rglob("*")))
+    files = [file for file in files if not any(part[0] == "." for part in file.relative_to(root).parts)]
     if not files:
         raise GristmillError(f"{path} holds no file; name a file or a directory of text")
     return files
@@ -48,7 +62,7 @@ def _read_files(files: list[Path], name: str) -> Iterator[pa.RecordBatch]:
             elif ".jsonl" in file.suffixes:
                 yield from _json_lines(file, name)
             else:
-                yield _batch([_read(file).decode("utf-8", "replace")], [name])
+                yield _batch([_text(file)], [name])
         except (OSError, pa.ArrowException) as error:
             raise GristmillError(f"{file} cannot be read: {error}") from None
 
@@ -83,6 +97,13 @@ def _json_lines(file: Path, name: str) -> Iterator[pa.RecordBatch]:
             texts, sources = [], []
     if texts:
         yield _batch(texts, sources)
+
+
+def _text(file: Path) -> str:
+    data = _read(file)
+    if b"\0" in data[:_HEAD]:
+        raise GristmillError(f"{file} is no text: it holds binary data; name text in UTF-8, .jsonl or .parquet files")
+    return data.decode("utf-8", "replace")
 
 
 def _read(file: Path) -> bytes:

@@ -58,13 +58,12 @@ def mixture(run: Run) -> Section | None:
     settled = as_dict(as_dict(report.get("mixture")).get("domains"))
     if settled:
         rows = [
-            (domain, *(as_dict(entry).get(key) for key in ("weight", "bytes", "tokens", "drawn_tokens", "epochs")))
+            (domain, *(as_dict(entry).get(key) for key in ("weight", "tokens", "drawn_tokens", "epochs")))
             for domain, entry in settled.items()
         ]
         columns = [
             ("domain", "text"),
             ("share of training", "percent+bar"),
-            ("text", "bytes"),
             ("tokens", "short"),
             ("drawn", "short"),
             ("epochs", "number"),
@@ -178,6 +177,18 @@ def near_duplicates(run: Run) -> Section | None:
     return figures("near-duplicates", "Near-duplicates", items) if items else None
 
 
+def evaluation_sets(run: Run) -> Section | None:
+    """What was kept out of training: items looked for, those too short for that, documents that held one."""
+    report = _report(run)
+    rows = []
+    for name, items in as_dict(report.get("evaluation_sets")).items():
+        held = total(_documents(report, f"contaminated:{name}")) or 0
+        rows.append((name, as_dict(items).get("items"), as_dict(items).get("too_short"), held))
+    columns = [("set", "text"), ("items", "count"), ("too short", "count"), ("documents removed", "count")]
+    note = "Items with fewer words than are compared at once cannot be looked for."
+    return table("evaluation-sets", "Evaluation sets", columns, rows, note) if rows else None
+
+
 def clusters(run: Run) -> Section | None:
     """The largest groups of documents that are alike: the one that stays, then some of the others."""
     items = []
@@ -283,6 +294,7 @@ PROCESSING = (
     languages,
     personal_data,
     near_duplicates,
+    evaluation_sets,
     removed_samples,
     kept_samples,
     clusters,

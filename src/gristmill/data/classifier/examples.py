@@ -35,10 +35,11 @@ class Examples(NamedTuple):
 
 def gather(good: Iterable[pa.RecordBatch], bad: Iterable[pa.RecordBatch], most: int, piece_bytes: int) -> Examples:
     """At most `most` pieces of each side, out of batches with `text` and `source`: the same whatever the order of the
-    batches, and no piece twice. GristmillError when a side has none."""
+    batches, and no piece twice. GristmillError when a side has none, or none that the other has not."""
     texts: list[str] = []
     labels: list[int] = []
     sources: list[str] = []
+    sides: list[set[bytes]] = []
     for label, batches in enumerate((bad, good)):
         found = _choose(batches, most, piece_bytes)
         if not found:
@@ -50,6 +51,13 @@ def gather(good: Iterable[pa.RecordBatch], bad: Iterable[pa.RecordBatch], most: 
             texts += [pieces[digest].decode() for digest in sorted(pieces)]
             sources += [source] * len(pieces)
             labels += [label] * len(pieces)
+        sides.append({digest for pieces in found.values() for digest in pieces})
+    smaller, larger = sorted((0, 1), key=lambda label: len(sides[label]))
+    if sides[smaller] <= sides[larger]:
+        raise GristmillError(
+            f"every {LABELS[smaller]} example is a {LABELS[larger]} one too, so nothing can be learned; name other "
+            "text on one side"
+        )
     return Examples(pa.array(texts, pa.large_string()), np.array(labels, np.int64), sources)
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from gristmill.data.config import ClassifierConfig
 from gristmill.data.step import Mask, Rule, Step, set_columns
-from gristmill.data.training_text import read_paths
+from gristmill.data.training_text import prepare_out, read_paths
 from gristmill.errors import GristmillError
 
 from .evaluation import evaluate
@@ -54,7 +54,11 @@ def train_classifier_files(
     good: Sequence[Path | str], bad: Sequence[Path | str], out: Path, config: ClassifierConfig | None = None
 ) -> Figures:
     """The work of `gristmill data train-classifier`: train on the files and directories that `read_paths` reads."""
-    return train_classifier(read_paths(good), read_paths(bad), config or ClassifierConfig(), out)
+    prepare_out(out)
+    figures = train_classifier(read_paths(good), read_paths(bad), config or ClassifierConfig(), out)
+    if figures.get("auc", 1) is None:
+        figures["note"] = "no AUC, for which each side needs two sources of its own (paths, or a field `source`)"
+    return figures
 
 
 def train_for_stage(

@@ -31,13 +31,6 @@ def cut_step(max_document_bytes: int) -> Step:
     return Step("cut", ("id", "text", "source", "origin"), _FIELDS, apply)
 
 
-def pieces(text: str, max_bytes: int) -> list[str]:
-    """The pieces of one clean text, each of at most `max_bytes` UTF-8 bytes."""
-    texts = texts_of(pa.array([text], pa.large_string()))
-    _, starts, ends = _borders(texts, max_bytes)
-    return [texts.data[start:end].tobytes().decode() for start, end in zip(starts, ends, strict=True)]
-
-
 def _cut(batch: pa.RecordBatch, texts: Texts, max_bytes: int) -> pa.RecordBatch:
     rows, starts, ends = _borders(texts, max_bytes)
     offsets = np.concatenate([[0], np.cumsum(ends - starts)])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from .base import Frozen
+from .base import Frozen, check_language
 
 
 class CleanConfig(Frozen):
@@ -23,10 +23,19 @@ class LanguageConfig(Frozen):
 
     characters: int = Field(default=500, gt=0, le=500, description="How much of the beginning is looked at.")
     skip_domains: tuple[str, ...] = Field(default=("code",), description="Domains that are no natural language.")
-    allowed: tuple[str, ...] | None = Field(default=None, description="Languages that stay, e.g. [en]; null keeps all.")
+    allowed: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Languages that stay, e.g. [en]; null keeps all."
+    )
     min_score: float = Field(
         default=0.65, ge=0, le=1, description="Smallest score of an allowed language; no effect while all are allowed."
     )
+
+    @field_validator("allowed")
+    @classmethod
+    def _are_codes(cls, allowed: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in allowed or ():
+            check_language(name)
+        return allowed
 
 
 class PerplexityConfig(Frozen):
@@ -49,6 +58,19 @@ class PerplexityConfig(Frozen):
     quantiles: tuple[float, float] = Field(default=(1 / 3, 2 / 3), description="Ends of head and middle, by language.")
     drop: tuple[Literal["head", "middle", "tail"], ...] = Field(default=(), description="Buckets to remove.")
 
+    @field_validator("quantiles")
+    @classmethod
+    def _rise(cls, quantiles: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= quantiles[0] <= quantiles[1] <= 1:
+            raise ValueError("the ends of head and middle are shares from 0 to 1, the smaller one first")
+        return quantiles
+
+    @model_validator(mode="after")
+    def _model_or_reference(self) -> PerplexityConfig:
+        if self.model is not None and self.reference:
+            raise ValueError("model is given, so nothing would be trained on reference: leave one of them out")
+        return self
+
 
 class ClassifierTraining(Frozen):
     """How a fastText classifier is trained (arXiv 1607.01759)."""
@@ -62,6 +84,13 @@ class ClassifierTraining(Frozen):
     min_count: int = Field(default=2, ge=1, description="Rarer words have no vector of their own.")
     learning_rate: float = Field(default=0.1, gt=0, description="Rate of the first step; it falls to 0.")
     epochs: int = Field(default=5, ge=1, description="How often the examples are gone through.")
+
+    @field_validator("character_ngrams")
+    @classmethod
+    def _rise(cls, sizes: tuple[int, int]) -> tuple[int, int]:
+        if sizes != (0, 0) and not 1 <= sizes[0] <= sizes[1]:
+            raise ValueError("the shortest n-gram has 1 character or more, the longest no fewer; 0, 0 for none")
+        return sizes
 
 
 class ClassifierConfig(Frozen):
@@ -81,3 +110,11 @@ class ClassifierConfig(Frozen):
     evaluate: bool = Field(default=True, description="Measure the classifier on held-out sources; trains it six times.")
     training: ClassifierTraining = Field(default=ClassifierTraining(), description="How it is trained.")
     min_score: float = Field(default=0.0, ge=0, le=1, description="Documents below it are removed.")
+
+    @model_validator(mode="after")
+    def _model_or_examples(self) -> ClassifierConfig:
+        examples = [name for name in ("good", "bad", "good_files", "bad_files") if getattr(self, name)]
+        if self.model is not None and examples:
+            given = ", ".join(examples)
+            raise ValueError(f"model is given, so nothing would be trained on {given}: leave one or the other out")
+        return self

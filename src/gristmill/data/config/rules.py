@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from .base import Frozen
+from .base import Frozen, check_language
 
 TOP_NGRAMS = (2, 3, 4)
 DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
@@ -232,6 +232,16 @@ class DomainRules(Frozen):
         description="Thresholds of a language (by ISO 639 code), over the packaged ones: a mapping, or a YAML file.",
     )
 
+    @field_validator("languages")
+    @classmethod
+    def _are_codes(cls, languages: dict[str, LanguageThresholds]) -> dict[str, LanguageThresholds]:
+        for name in languages:
+            check_language(name)
+        return languages
+
+    def sets(self) -> dict[str, RuleSet]:
+        """The rules by domain; `other` are those of all that have no name here."""
+        return {"books": self.books, "web": self.web, "docs": self.docs, "code": self.code, "other": self.other}
+
     def of(self, domain: str) -> RuleSet:
-        named: dict[str, RuleSet] = {"books": self.books, "web": self.web, "docs": self.docs, "code": self.code}
-        return named.get(domain, self.other)
+        return self.sets().get(domain, self.other)

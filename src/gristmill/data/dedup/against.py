@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 from gristmill.errors import GristmillError
 
 from ..config import NearDuplicateConfig
-from .tables import I64, DocumentFiles, Mask
+from ..schema import read_columns
+from ..step import Mask
+from .tables import I64, DocumentFiles
 
 METADATA = b"gristmill.signatures"
 VERSION = 1  # of what tokens, hashes and permutations are: another one gives other signatures of the same text
@@ -62,7 +64,7 @@ class OtherCorpora:
         kept = [np.zeros(0, np.bool_)]
         for name in config.against:
             found = _parts(Path(name), "signatures")
-            mine = [pq.read_table(path, columns=["kept"])["kept"].to_numpy() for path in found]
+            mine = [read_columns(path, ["kept"])["kept"].to_numpy() for path in found]
             texts = DocumentFiles.of(_parts(Path(name), "documents"))
             for path in found:
                 _check(path, config)
@@ -84,7 +86,7 @@ class OtherCorpora:
         for path, start, end in zip(
             self.signatures.paths, self.signatures.starts[:-1], self.signatures.starts[1:], strict=True
         ):
-            yield pq.read_table(path, columns=["digest"])["digest"].filter(pa.array(self.kept[start:end]))
+            yield read_columns(path, ["digest"])["digest"].filter(pa.array(self.kept[start:end]))
 
     def ids(self, numbers: I64) -> list[str]:
         """The ids of documents, counted from 0 for the first one there."""
@@ -94,7 +96,7 @@ class OtherCorpora:
         for path, start, end in zip(self.documents.paths, starts[:-1], starts[1:], strict=True):
             here = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, end)]
             if len(here):
-                ids = pq.read_table(path, columns=["id"])["id"].take(pa.array(here - start)).to_pylist()
+                ids = read_columns(path, ["id"])["id"].take(pa.array(here - start)).to_pylist()
                 found.update(zip(here.tolist(), ids, strict=True))
         return [found[number] for number in numbers.tolist()]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..pool import Result, Task
 from .lsh import beside
-from .tables import I64, Result, Task, mapped, save_array
+from .tables import I64, mapped, save_array
 
 
 def find_components(task: Task) -> Result:

@@ -17,10 +17,11 @@ import pyarrow as pa
 from gristmill.errors import GristmillError
 
 from ..config import ContaminationConfig
-from ..step import Rule, Step, set_columns
+from ..pool import Result, Task
+from ..step import Mask, Rule, Step, set_columns
 from .evaluations import find_sets, read_items
 from .runs import new_keys
-from .tables import F32, I64, U8, U64, Mask
+from .tables import F32, I64, U8, U64
 
 if TYPE_CHECKING:
     from ..kernel.layout import Texts
@@ -43,11 +44,14 @@ class Evaluations:
     bits: U8  # a bit for each value of a hash's upper bits, set where there is an n-gram
     shift: np.uint64  # what is left of a hash after it are those bits
 
-    def unmatched(self) -> dict[str, int]:
-        """set -> how many of its items are too short to look for."""
-        names = [name.rpartition("#")[0] for name in self.names]
-        short = [name for name, size in zip(names, self.sizes, strict=True) if not size]
-        return {name: short.count(name) for name in dict.fromkeys(names)}
+    def coverage(self) -> dict[str, dict[str, int]]:
+        """set -> how many `items` it has, and how many of them are `too_short` to look for."""
+        found: dict[str, dict[str, int]] = {}
+        for name, size in zip(self.names, self.sizes.tolist(), strict=True):
+            counts = found.setdefault(name.rpartition("#")[0], {"items": 0, "too_short": 0})
+            counts["items"] += 1
+            counts["too_short"] += not size
+        return found
 
 
 def contamination_step(config: ContaminationConfig) -> Step:
@@ -90,7 +94,8 @@ def read_evaluations(config: ContaminationConfig) -> Evaluations:
             owners += [len(names)] * len(item)
             texts += item
             names.append(f"{name}#{number}")
-    ngrams, items, lengths = _specific(*_all_ngrams(texts, np.array(owners, np.int64), config), config.max_items)
+    every, owners_of_every, lengths = _all_ngrams(texts, np.array(owners, np.int64), config)
+    ngrams, items = _specific(every, owners_of_every, config.max_items)
     if not len(ngrams):
         raise GristmillError(
             f"corpus.contamination.sets: no text in them has {min(config.min_words, config.ngram)} words or more; "
@@ -104,6 +109,11 @@ def read_evaluations(config: ContaminationConfig) -> Evaluations:
     bits[ngrams >> shift] = 1
     packed = np.packbits(bits, bitorder="little")
     return Evaluations(names, sizes, lengths, ngrams[starts], np.append(starts, len(ngrams)), items, packed, shift)
+
+
+def coverage(task: Task) -> Result:
+    """Count the items of the sets that the task's `config` names, as `Evaluations.coverage`."""
+    return read_evaluations(ContaminationConfig.model_validate(task["config"])).coverage()
 
 
 def _all_ngrams(texts: list[str], owners: I64, config: ContaminationConfig) -> tuple[U64, I64, tuple[int, ...]]:
@@ -127,7 +137,7 @@ def _all_ngrams(texts: list[str], owners: I64, config: ContaminationConfig) -> t
     return np.concatenate(found), np.concatenate(items), tuple(lengths)
 
 
-def _specific(ngrams: U64, items: I64, lengths: tuple[int, ...], most: int) -> tuple[U64, I64, tuple[int, ...]]:
+def _specific(ngrams: U64, items: I64, most: int) -> tuple[U64, I64]:
     """Each pair of n-gram and item once, by n-gram and then by item, without n-grams that more than `most` items share;
     an item that has no others keeps them."""
     order = np.lexsort((items, ngrams))
@@ -136,7 +146,7 @@ def _specific(ngrams: U64, items: I64, lengths: tuple[int, ...], most: int) -> t
     _, number, sharing = np.unique(ngrams, return_inverse=True, return_counts=True)
     specific = sharing[number] <= most
     specific |= ~np.isin(items, items[specific])
-    return ngrams[specific], items[specific], lengths
+    return ngrams[specific], items[specific]
 
 
 def _matches(column: pa.Array, evaluations: Evaluations) -> tuple[I64, F32]:

@@ -24,7 +24,7 @@ def find_sets(patterns: tuple[str, ...]) -> dict[str, Path]:
     before it where two would be called alike. GristmillError for a pattern without files, or a file of another kind."""
     files: list[Path] = []
     for pattern in patterns:
-        found = sorted(map(Path, glob.glob(str(Path(pattern).expanduser()), recursive=True)))
+        found = sorted(map(Path, glob.glob(pattern, recursive=True)))
         if not found:
             raise GristmillError(f"{_FIELD}: there is no file {pattern}")
         files += found

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from gristmill.errors import GristmillError
 
+from ..pool import Result, Task
+from ..schema import read_columns
+from ..step import Mask
 from .runs import new_keys, read_range, shared, sorted_run
-from .tables import I64, U32, Mask, Result, Task, mapped, save_array
+from .tables import I64, U32, mapped, save_array
 
 SMALL_BUCKET = 16  # members up to which all pairs of a bucket are looked at; a larger one is tied together whole
 GATHERED = 1 << 16  # members of buckets whose signatures are in memory at a time: 30 MB at 112 minima
@@ -53,7 +55,7 @@ def sign_chunk(task: Task) -> Result:
     lengths = np.zeros(len(signatures), np.int64)
     start = place = 0
     for name in task["files"]:
-        read = pq.read_table(name, columns=["signature", *task["length"]], use_threads=False)
+        read = read_columns(name, ["signature", *task["length"]])
         mine = chosen[start : start + read.num_rows]
         start += read.num_rows
         part = slice(place, place + int(mine.sum()))
@@ -66,6 +68,7 @@ def sign_chunk(task: Task) -> Result:
     save_array(beside(out, "signatures"), signatures)
     save_array(beside(out, "lengths"), lengths)
     save_array(out, np.stack([sorted_run(keys, rows) for keys in hashes]))
+    pa.default_memory_pool().release_unused()
     return {}
 
 

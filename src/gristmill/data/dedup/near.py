@@ -4,7 +4,7 @@
     pair_up          pairs that share a band and whose signatures agree     one task for 1,048,576 hashes
     find_components  who may have to do with whom (union-find)              one task
     collect_sets     the n-grams of the candidates, read from their texts   one task for 8,192 documents
-    verify           exact comparison, in order                             one task for 16,384 candidates, or a
+    verify           exact comparison, in order                             one task for 8,192 candidates, or a
                                                                             component that is larger
 
 The sizes of tasks are fixed, so the result depends neither on the number of workers nor on where they run. What is in
@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 
 from ..config import NearDuplicateConfig
+from ..pool import Mapper, Task
+from ..step import Mask
 from .against import OtherCorpora
 from .lsh import beside, least_equal
 from .runs import key_ranges
-from .tables import F64, I64, DocumentFiles, Mapper, Mask, Task, do, mapped, save_array
+from .tables import F64, I64, DocumentFiles, do, mapped, save_array
 from .verify import VERDICT
 
 Progress = Callable[[int, int, str], None]
@@ -42,7 +44,7 @@ class Sizes:
     signed: int = 1 << 16  # documents
     paired: int = 1 << 20  # hashes
     read: int = 1 << 13  # documents
-    verified: int = 1 << 14  # candidates
+    verified: int = 1 << 13  # candidates
 
 
 @dataclass(frozen=True)

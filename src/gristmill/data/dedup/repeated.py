@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..config import RepeatedUnitsConfig
 from ..step import Step, set_columns
@@ -67,14 +68,16 @@ def drop_repeated_step(work: Path, group: int, config: RepeatedUnitsConfig) -> S
             dropped.setdefault(owner, set()).add(unit)
 
     def apply(batch: pa.RecordBatch) -> pa.RecordBatch:
-        texts = [
-            _without(text, dropped[owner], config) if owner in dropped else text
-            for owner, text in zip(_ids(batch), batch["text"].to_pylist(), strict=True)
+        changed = [
+            _without(batch["text"][row].as_py(), dropped[owner], config) if owner in dropped else None
+            for row, owner in enumerate(_ids(batch))
         ]
-        sizes = [len(text.encode()) for text in texts]
-        return set_columns(batch, {"text": pa.array(texts, pa.string()), "bytes": pa.array(sizes)}, _FIELDS)
+        if all(text is None for text in changed):
+            return batch
+        texts = pc.coalesce(pa.array(changed, pa.string()), batch["text"])
+        return set_columns(batch, {"text": texts, "bytes": pc.binary_length(texts)}, _FIELDS)
 
-    return Step(f"repeated_{config.unit}s", ("id", "text"), _FIELDS, apply)
+    return Step(f"repeated_{config.unit}s", ("id", "text", "bytes"), _FIELDS, apply)
 
 
 def _numbered(units: Iterable[Path]) -> Iterator[tuple[U64, U64, U64]]:

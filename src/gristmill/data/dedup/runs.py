@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .tables import I64, U64, Mask, mapped, save_array
+from ..step import Mask
+from .tables import I64, U64, mapped, save_array
 
 Run = U64 | Path  # in memory, or in a .npy file
 

@@ -18,17 +18,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..pool import Mapper, Task
+
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-Task = dict[str, Any]
-Result = dict[str, Any]
-Mapper = Callable[[str, Iterable[Task]], Iterator[Result]]
-"""Calls a target ("module:function") on every task; the results come in the tasks' order (`gristmill.data.pool`)."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..pool import Result, Task
 from .lsh import beside, gather
-from .tables import I64, U32, U64, Result, Task, mapped, save_array
+from .tables import I64, U32, U64, mapped, save_array
 
 REMEMBERED = 1024  # kept documents of a bucket that later ones are compared with: the last, which are nearest in length
 CLOSEST = 16  # of them, how many a document is compared with exactly
@@ -56,6 +57,7 @@ def collect_sets(task: Task) -> Result:
             sizes.append(np.diff(offsets))
     os.replace(temporary, sets_beside(out))
     save_array(out, np.cumsum(np.concatenate(sizes)))
+    pa.default_memory_pool().release_unused()
     return {}
 
 

@@ -33,15 +33,6 @@ def shingles(texts: pa.Array | pa.ChunkedArray, ngram: int = 5) -> tuple[NDArray
     return of_column(texts, ngram)
 
 
-def ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """(hashes, offsets): those of the n-grams of text d in the order in which they stand there; a text of fewer than n
-    words has none. The same words have the same hash as in `shingles`."""
-    from .hashes import ngrams_of
-    from .layout import texts_of
-
-    return ngrams_of(texts_of(texts), n, short=False)
-
-
 def signatures(texts: pa.Array | pa.ChunkedArray, ngram: int, size: int) -> NDArray[np.uint32]:
     """MinHash signatures `[texts, size]` of the n-grams; all ones for a text without words."""
     from .hashes import signatures_of

@@ -1,23 +1,26 @@
-"""What the kernel needs to know of Unicode, as plain predicates and as a table of one byte per code point.
+"""What the kernel needs to know of Unicode, as tables of one byte per code point.
 
-Letters, capitals, categories and numbers are Python's own (`unicodedata`). Two lists stand here because Python has
-none: which marks end a sentence, and which marks a word may consist of without counting as a word.
+Letters, capitals, categories and numbers are Python's own (`str`, `unicodedata`). Two lists stand here because Python
+has none: which marks end a sentence, and which marks a word may consist of without counting as a word. `reference.py`
+says of one character what is worked out here for all of them.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
 
 # Any four bytes taken for UTF-8 decode to less than this, so that no malformed text can reach past a table's end.
 TABLE_SIZE = 1 << 21
 # All that is assigned, but for private use: up to CJK extension J, then tags and variation selectors.
 _ASSIGNED = (range(0x33480), range(0xE0000, 0xE0200))
-_SINGLE_RANGES = (
+IDEOGRAPHIC = (
     (0x3040, 0x30FF),  # hiragana, katakana
     (0x31F0, 0x31FF),
     (0x3400, 0x4DBF),  # ideographs
@@ -26,7 +29,6 @@ _SINGLE_RANGES = (
     (0xFF66, 0xFF9F),  # half-width katakana
     (0x20000, 0x3FFFF),
 )
-_SINGLE = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _SINGLE_RANGES) + "]").match
 
 # Sentence_Terminal of Unicode 15 (PropList.txt), and Khmer's three marks, which the property leaves out.
 _TERMINAL_RANGES = """
@@ -51,50 +53,78 @@ _CONTROLS = "".join(map(chr, [*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA
 MARKS = TERMINAL | frozenset(_ASCII_MARKS + _CONTROLS + "«»´–—’“”„…∶━►、〈〉《》「」【】％（），：；～")
 
 
-def is_letter(character: str) -> bool:
-    return character.isalpha()
+class Alphabet:
+    """Every code point that is assigned, but for private use: `codes`, and masks over them, bool [codes].
+
+    Each process that works asks for them when it starts, and one predicate called from Python for all of them takes 20
+    ms or more. So numpy asks Python's tables for whole arrays, and a category, for which that does not go, is looked up
+    of no letter, digit or number, which are two thirds."""
+
+    def __init__(self) -> None:
+        self.codes = np.concatenate([np.arange(block.start, block.stop, dtype=np.uint32) for block in _ASSIGNED])
+        self.characters = self.codes.view("U1")
+
+    def among(self, characters: Iterable[str]) -> Mask:
+        return np.isin(self.codes, np.array(list(map(ord, characters)), np.uint32))
+
+    @cached_property
+    def letters(self) -> Mask:
+        return np.char.isalpha(self.characters)
+
+    @cached_property
+    def capitals(self) -> Mask:
+        return np.char.isupper(self.characters)
+
+    @cached_property
+    def closings(self) -> Mask:
+        """What may stand between the end of a sentence and the blank behind it: closing quotation marks and
+        brackets."""
+        return self.among("\"'") | self._of_category("Pe", "Pf")
+
+    @cached_property
+    def tokens(self) -> Mask:
+        """What belongs to a token: letters, digits, numbers, underscores, combining marks (`\\w` of UTS #18)."""
+        return self._alphanumeric | self.among("_") | self._of_category("Mn", "Mc", "Me")
+
+    @cached_property
+    def singles(self) -> Mask:
+        """What is a token by itself: ideographs and kana, whose words no blank parts."""
+        found = np.zeros(len(self.codes), np.bool_)
+        for first, last in IDEOGRAPHIC:
+            found |= (first <= self.codes) & (self.codes <= last)
+        return found & self.tokens
+
+    @cached_property
+    def blanks(self) -> Mask:
+        """What parts words: whitespace and all other separators, NUL, the byte order mark."""
+        return np.char.isspace(self.characters) | self.among("\0\ufeff") | self._of_category("Zs", "Zl", "Zp")
+
+    @cached_property
+    def _alphanumeric(self) -> Mask:
+        return np.char.isalnum(self.characters)
+
+    @cached_property
+    def _categories(self) -> NDArray[np.bytes_]:
+        """The category of every code point that is not alphanumeric."""
+        others = self.codes[~self._alphanumeric].tolist()
+        return np.fromiter(map(unicodedata.category, map(chr, others)), "S2", len(others))
+
+    def _of_category(self, *names: str) -> Mask:
+        """What has one of the categories, none of which is of letters, digits or numbers."""
+        found = np.zeros(len(self.codes), np.bool_)
+        found[~self._alphanumeric] = np.isin(self._categories, [name.encode() for name in names])
+        return found
 
 
-def is_capital(character: str) -> bool:
-    return character.isupper()
+@cache
+def alphabet() -> Alphabet:
+    return Alphabet()
 
 
-def is_terminal(character: str) -> bool:
-    """Whether it ends a sentence, in any script."""
-    return character in TERMINAL
-
-
-def is_mark(character: str) -> bool:
-    """Whether a word of such characters alone counts as no word: ASCII punctuation and symbols, quotation marks,
-    dashes, East Asian punctuation, ends of sentences. The set is datatrove's, but for its full-width digit one."""
-    return character in MARKS
-
-
-def is_closing(character: str) -> bool:
-    """Whether it may stand between the end of a sentence and the blank behind it: a closing quotation mark or
-    bracket."""
-    return character in "\"'" or unicodedata.category(character) in ("Pe", "Pf")
-
-
-def is_token(character: str) -> bool:
-    """Whether it belongs to a token: a letter, digit, number, underscore or combining mark (`\\w` of UTS #18)."""
-    return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
-
-
-def is_single(character: str) -> bool:
-    """Whether it is a token by itself: ideographs and kana, whose words no blank parts."""
-    return _SINGLE(character) is not None and is_token(character)
-
-
-def is_digit(character: str) -> bool:
-    return "0" <= character <= "9"
-
-
-def table(bits: Mapping[int, Callable[[str], bool]]) -> NDArray[np.uint8]:
-    """uint8 `[TABLE_SIZE]`: the bits of the predicates that hold of each code point."""
-    codes = np.concatenate([np.arange(block.start, block.stop) for block in _ASSIGNED])
-    alphabet = list(map(chr, codes.tolist()))
+def table(bits: Mapping[int, Mask]) -> NDArray[np.uint8]:
+    """uint8 `[TABLE_SIZE]`: the bits of the masks that hold of each code point."""
     classes = np.zeros(TABLE_SIZE, np.uint8)
-    for bit, holds in bits.items():
-        classes[codes[np.fromiter(map(holds, alphabet), bool, len(alphabet))]] |= bit
+    codes = alphabet().codes
+    for bit, mask in bits.items():
+        classes[codes[mask]] |= bit
     return classes

@@ -64,7 +64,7 @@ class Counts(NamedTuple):
 
 def count(texts: Texts, short_lines: I64, stop_tables: U64, stop_table: I64) -> Counts:
     """Run the passes. Lines of up to `short_lines[d]` characters are short in text d; its stop words are those in row
-    `stop_table[d]` of `stop_tables` (see `stop_word_table`)."""
+    `stop_table[d]` of `stop_tables` (see `Parameters.stop_words`)."""
     widths = (scan.WORD_COUNTS, scan.LINE_COUNTS, 2, 2, 3, 6)
     counts = Counts(*(np.zeros((len(texts), width), np.int64) for width in widths))
     for place, part in texts.parts(PART_BYTES):

@@ -34,8 +34,8 @@ class Parameters:
         self._rules = rules
         self._stop_words: dict[tuple[str, str], tuple[str, ...]] = {}
         self._bad_words: dict[str, BadWords] = {}
-        for domain in ("books", "web", "docs", "code", "other"):
-            c4 = rules.of(domain).c4
+        for domain, held in rules.sets().items():
+            c4 = held.c4
             if c4 is not None and c4.bad_words is not None:
                 self._bad_words[c4.bad_words] = BadWords(read_bad_words(c4.bad_words, domain))
 
@@ -123,9 +123,9 @@ def _slots(words: int) -> int:
 def _stop_word_table(words: tuple[str, ...], slots: int) -> U64:
     """A hash table of the words' hashes: each stands at its lowest bits, or behind; 0 is a free slot."""
     table = np.zeros(slots, np.uint64)
-    for word in words:
-        text = texts_of(pa.array([word]))
-        h = int(scan.hash_bytes(text.data, text.offsets[0], text.offsets[1]))
+    text = texts_of(pa.array(words, pa.string()))
+    for start, end in zip(text.offsets, text.offsets[1:], strict=False):
+        h = int(scan.hash_bytes(text.data, start, end))
         slot = h % slots
         while table[slot] not in (0, h):
             slot = (slot + 1) % slots

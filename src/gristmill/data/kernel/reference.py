@@ -1,16 +1,17 @@
 """What the kernel measures, one text at a time in plain Python: slow, and easy to read.
 
-The tests hold the compiled passes to it. Texts are expected cleaned (`clean.py`); `columns.py` says what each name
-means.
+The tests hold the compiled passes to it. Texts are expected cleaned (`gristmill.data.clean`); `columns.py` says
+what each name means.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection
 
-from .characters import TERMINAL, is_capital, is_closing, is_letter, is_mark, is_single, is_token
+from .characters import IDEOGRAPHIC, MARKS, TERMINAL
 
 _MASK = (1 << 64) - 1
 _SEED, _P, _MULTIPLIER = 0xCBF29CE484222325, 0x9E3779B97F4A7C15, 0xA24BAED4963EE407
@@ -20,7 +21,7 @@ _HEXADECIMAL = re.compile(r"(?:0[xX]|\\[xu])[0-9A-Fa-f]{2}")
 def statistics(text: str, stop_words: Collection[str], short_line_characters: int = 30) -> dict[str, float]:
     """The columns of counts and shares, but for those that count phrases."""
     words = text.split()
-    plain = [word for word in words if not all(map(is_mark, word))]
+    plain = [word for word in words if not MARKS.issuperset(word)]
     lines = [line for line in text.split("\n") if line]
     all_lines = text.splitlines()
     paragraphs = [paragraph for paragraph in re.split(r"\n{2,}", text.strip()) if paragraph]
@@ -42,15 +43,15 @@ def statistics(text: str, stop_words: Collection[str], short_line_characters: in
         "hash_ratio": share(text.count("#"), len(words)),
         "ellipsis_ratio": share(text.count("...") + text.count("…"), len(words)),
         "newlines_per_word": share(newlines, len(words)),
-        "alphabetic_words": share(sum(any(map(is_letter, word)) for word in words), len(words)),
-        "alphabetic_characters": share(sum(map(is_letter, text)), len(text)),
+        "alphabetic_words": share(sum(any(map(str.isalpha, word)) for word in words), len(words)),
+        "alphabetic_characters": share(sum(map(str.isalpha, text)), len(text)),
         "digit_characters": share(sum("0" <= c <= "9" for c in text), len(text)),
         "bullet_lines": share(sum(line.lstrip().startswith(("-", "•")) for line in all_lines), len(all_lines)),
         "ellipsis_lines": share(sum(line.endswith(("...", "…")) for line in all_lines), len(all_lines)),
         "terminal_lines": share(sum(line[-1] in TERMINAL for line in lines), len(lines)),
         "quoted_lines": share(sum(line[-1] in "\"'’”»" for line in lines), len(lines)),
         "short_lines": share(sum(len(line) <= short_line_characters for line in lines), len(lines)),
-        "uppercase_lines": share(sum(2 * sum(map(is_capital, line)) > len(line) for line in lines), len(lines)),
+        "uppercase_lines": share(sum(2 * sum(map(str.isupper, line)) > len(line) for line in lines), len(lines)),
         "hexadecimal_lines": share(sum(_HEXADECIMAL.search(line) is not None for line in lines), len(lines)),
         "duplicate_lines": share(len(repeated(lines)), len(lines)),
         "duplicate_line_characters": share(line_characters, len(text)),
@@ -97,6 +98,22 @@ def duplicate_ngrams(words: list[str], n: int) -> int:
             met.add(gram)
             place += 1
     return characters
+
+
+def is_closing(character: str) -> bool:
+    """Whether it may stand between the end of a sentence and the blank behind it: a closing quotation mark or
+    bracket."""
+    return character in "\"'" or unicodedata.category(character) in ("Pe", "Pf")
+
+
+def is_token(character: str) -> bool:
+    """Whether it belongs to a token: a letter, digit, number, underscore or combining mark (`\\w` of UTS #18)."""
+    return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
+
+
+def is_single(character: str) -> bool:
+    """Whether it is a token by itself: ideographs and kana, whose words no blank parts."""
+    return any(first <= ord(character) <= last for first, last in IDEOGRAPHIC) and is_token(character)
 
 
 def sentences(line: str) -> int:

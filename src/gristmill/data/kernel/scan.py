@@ -1,12 +1,13 @@
 """The two passes over a batch's bytes: over its words, and over its lines and paragraphs.
 
 Texts are UTF-8, one after another: document d is `data[offsets[d]:offsets[d + 1]]`. Whitespace is space, tab and
-newline, nothing else (`clean.py` sees to it). What is counted is documented in `columns.py` and written out plainly in
-`reference.py`.
+newline, nothing else (`gristmill.data.clean` sees to it). What is counted is documented in `columns.py` and written out
+plainly in `reference.py`.
 """
 
 from __future__ import annotations
 
+import string
 from functools import cache
 from typing import Any
 
@@ -64,14 +65,15 @@ _QUOTES = (ord('"'), ord("'"), ord("’"), ord("”"), ord("»"))
 @cache
 def classes() -> NDArray[np.uint8]:
     """The table of character classes that `words` and `lines` take."""
+    of = characters.alphabet()
     return characters.table(
         {
-            LETTER: characters.is_letter,
-            CAPITAL: characters.is_capital,
-            MARK: characters.is_mark,
-            TERMINAL: characters.is_terminal,
-            CLOSING: characters.is_closing,
-            DIGIT: characters.is_digit,
+            LETTER: of.letters,
+            CAPITAL: of.capitals,
+            MARK: of.among(characters.MARKS),
+            TERMINAL: of.among(characters.TERMINAL),
+            CLOSING: of.closings,
+            DIGIT: of.among(string.digits),
         }
     )
 

@@ -7,6 +7,7 @@ hash whatever stands between them.
 
 from __future__ import annotations
 
+import string
 from functools import cache
 from typing import Any
 
@@ -29,9 +30,8 @@ _LARGEST = np.uint32(0xFFFFFFFF)
 @cache
 def classes() -> NDArray[np.uint8]:
     """The table of character classes that `tokens` takes."""
-    return characters.table(
-        {TOKEN: characters.is_token, SINGLE: characters.is_single, CAPITAL: lambda c: "A" <= c <= "Z"}
-    )
+    of = characters.alphabet()
+    return characters.table({TOKEN: of.tokens, SINGLE: of.singles, CAPITAL: of.among(string.ascii_uppercase)})
 
 
 @compiled

@@ -7,7 +7,7 @@ draws documents by a seed; `proxies`, `regression` and `optimum` find shares fro
 from .proxies import best_weights, propose_ratios, weights_table, write_ratios
 from .sampling import Draw, sample, write_sample
 from .validation import choose_validation, choose_validation_hashed, key_hashes
-from .weights import Mixture, domain_tokens, settle_mixture
+from .weights import Mixture, domain_tokens, read_weights, settle_mixture
 
 __all__ = [
     "Draw",
@@ -18,6 +18,7 @@ __all__ = [
     "domain_tokens",
     "key_hashes",
     "propose_ratios",
+    "read_weights",
     "sample",
     "settle_mixture",
     "weights_table",

@@ -141,7 +141,7 @@ def domain_tokens(directory: Path | str) -> Shares:
 
 
 def _fixed(names: list[str], given: Mapping[str, float] | str) -> Shares:
-    weights = _read_weights(given) if isinstance(given, str) else given
+    weights = read_weights(given) if isinstance(given, str) else given
     missing, unknown = sorted(set(names) - set(weights)), sorted(set(weights) - set(names))
     if missing or unknown:
         said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"names {', '.join(unknown)}"] * bool(unknown)
@@ -149,7 +149,7 @@ def _fixed(names: list[str], given: Mapping[str, float] | str) -> Shares:
     return _normalised({name: float(weights[name]) for name in names})
 
 
-def _read_weights(name: str) -> dict[str, float]:
+def read_weights(name: str) -> dict[str, float]:
     """A JSON object of domain -> weight, or one that holds such an object as `weights`."""
     try:
         data = json.loads(Path(name).read_text(encoding="utf-8"))

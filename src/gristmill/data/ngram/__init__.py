@@ -4,7 +4,6 @@ from .arpa import read_arpa, write_arpa
 from .model import NgramModel
 from .stage import (
     load_model,
-    perplexity_buckets,
     perplexity_cuts,
     perplexity_rules,
     perplexity_step,
@@ -15,7 +14,6 @@ from .train import train_ngram, train_ngram_files
 __all__ = [
     "NgramModel",
     "load_model",
-    "perplexity_buckets",
     "perplexity_cuts",
     "perplexity_rules",
     "perplexity_step",

@@ -38,7 +38,7 @@ def discounts(counts: U32) -> tuple[float, float, float]:
 def estimate(counts: NgramCounts) -> tuple[NgramModel, list[tuple[float, float, float]]]:
     """(the model, the discounts of each order). Empties `counts` on the way. GristmillError when there is no text."""
     if not counts.tokens:
-        raise GristmillError("an n-gram model needs text to be trained on, and there is none")
+        raise GristmillError("there is no word to train an n-gram model on: all of the text is empty or blank")
     counts.finish()
     sizes = [len(counts.counts(order)) for order in range(1, counts.order + 1)]
     table, slots = empty_table(sizes)

@@ -83,6 +83,7 @@ def _chosen(documents: Iterable[pa.RecordBatch], share: float) -> Iterator[pa.Re
 def perplexity_step(config: PerplexityConfig, model: NgramModel | Path) -> Step:
     """Writes each document's perplexity; null where its domain is skipped or it has no word."""
     loaded = model if isinstance(model, NgramModel) else load_model(model, config.tokenization)
+    loaded.perplexity("mill")  # makes the tables of characters and words, once for all workers that are forked later
     skipped = pa.array(config.skip_domains, pa.string())
 
     def apply(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -95,14 +96,12 @@ def perplexity_step(config: PerplexityConfig, model: NgramModel | Path) -> Step:
 
 
 def perplexity_cuts(
-    perplexities: NDArray[np.float32] | pa.Array | pa.ChunkedArray,
-    languages: Sequence[str] | pa.Array | pa.ChunkedArray,
-    quantiles: tuple[float, float],
+    perplexities: pa.Array | pa.ChunkedArray, languages: pa.Array | pa.ChunkedArray, quantiles: tuple[float, float]
 ) -> dict[str, tuple[float, float]]:
     """Of each language the largest perplexity of its head and of its middle. The quantile q of n values is the one at
     place ceil(q n), so that it is a value that occurs. nan and null do not count; sorts a float32 a document."""
     values = _values(perplexities)
-    groups = _text_array(languages).dictionary_encode()
+    groups = _whole(languages).dictionary_encode()
     codes = groups.indices.to_numpy(zero_copy_only=False)
     cuts = {}
     for code, language in enumerate(groups.dictionary.to_pylist()):
@@ -113,23 +112,13 @@ def perplexity_cuts(
     return dict(sorted(cuts.items()))
 
 
-def perplexity_buckets(
-    perplexities: NDArray[np.float32] | pa.Array | pa.ChunkedArray,
-    languages: Sequence[str] | pa.Array | pa.ChunkedArray,
-    cuts: Cuts,
-) -> pa.Array:
-    """`head`, `middle` or `tail` for each document by the cuts of its language; null where it has no perplexity."""
-    codes = _bucket_codes(_values(perplexities), _text_array(languages), cuts)
-    return pa.array(BUCKETS).take(pa.array(codes, mask=codes == _NO_BUCKET))
-
-
 def perplexity_rules(config: PerplexityConfig, cuts: Cuts) -> list[Rule]:
     """One rule for each bucket that is to go."""
 
     def rule(number: int) -> Rule:
         def broken(batch: pa.RecordBatch) -> Mask:
-            values, languages = _values(batch.column("perplexity")), _text_array(batch.column("rule_language"))
-            return np.equal(_bucket_codes(values, languages, cuts), number)
+            codes = _bucket_codes(_values(batch.column("perplexity")), batch.column("rule_language"), cuts)
+            return np.equal(codes, number)
 
         return Rule(f"perplexity:{BUCKETS[number]}", ("perplexity", "rule_language"), broken)
 
@@ -145,14 +134,9 @@ def _bucket_codes(values: NDArray[np.float32], languages: pa.Array, cuts: Cuts) 
     return codes
 
 
-def _values(column: NDArray[np.float32] | pa.Array | pa.ChunkedArray) -> NDArray[np.float32]:
-    if isinstance(column, np.ndarray):
-        return column.astype(np.float32, copy=False)
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return np.asarray(whole.cast(pa.float32()).fill_null(np.nan))
+def _values(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float32]:
+    return np.asarray(_whole(column).fill_null(np.nan))
 
 
-def _text_array(column: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    array = array if isinstance(array, pa.Array) else pa.array(array, pa.string())
-    return array.fill_null("")
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

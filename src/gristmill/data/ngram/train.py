@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from gristmill.data.kernel.layout import texts_of
-from gristmill.data.training_text import read_paths
+from gristmill.data.training_text import prepare_out, read_paths
 from gristmill.errors import GristmillError
 
 from .arpa import write_arpa
@@ -51,14 +51,13 @@ def train_ngram(
     }
 
 
-def train_ngram_files(
-    paths: Sequence[Path | str], order: int, out: Path, tokenization: Tokenization = "words"
-) -> Figures:
+def train_ngram_files(paths: Sequence[Path | str], order: int, out: Path) -> Figures:
     """The work of `gristmill data train-ngram`: train on the files and directories that `read_paths` reads."""
     if not 1 <= order <= MAX_ORDER:
         raise GristmillError(f"--order {order}: an n-gram has 1 to {MAX_ORDER} words")
+    prepare_out(out)
     started = time.process_time()
-    figures = train_ngram(read_paths(paths), order, out, tokenization)
+    figures = train_ngram(read_paths(paths), order, out)
     return figures | {"mb_per_cpu_second": round(figures["bytes"] / 1e6 / max(time.process_time() - started, 1e-9), 2)}
 
 

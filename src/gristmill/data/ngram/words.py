@@ -16,9 +16,8 @@ million words, that happens once in about 37 million vocabularies.
 
 from __future__ import annotations
 
-import unicodedata
 from functools import cache
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,6 @@ from gristmill.data.kernel.layout import Texts
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 Tokenization = Literal["words", "spaces"]
-TOKENIZATIONS: tuple[Tokenization, ...] = get_args(Tokenization)
 
 SPECIAL = (b"<unk>", b"<s>", b"</s>")  # the first words of every vocabulary
 SENTENCE_END = np.uint64(0)  # stands in the row of words where a sentence ends
@@ -55,17 +53,15 @@ class Sentences(NamedTuple):
 
 @cache
 def _classes() -> NDArray[np.uint8]:
-    def is_blank(character: str) -> bool:
-        return character.isspace() or unicodedata.category(character)[0] == "Z" or character in "\0\ufeff"
-
+    of = characters.alphabet()
     return characters.table(
         {
-            _WORD: characters.is_token,
-            _SINGLE: characters.is_single,
-            _BLANK: is_blank,
-            _TERMINAL: characters.is_terminal,
-            _CLOSING: characters.is_closing,
-            _ABRUPT: _ABRUPT_MARKS.__contains__,
+            _WORD: of.tokens,
+            _SINGLE: of.singles,
+            _BLANK: of.blanks,
+            _TERMINAL: of.among(characters.TERMINAL),
+            _CLOSING: of.closings,
+            _ABRUPT: of.among(_ABRUPT_MARKS),
         }
     )
 
@@ -74,11 +70,11 @@ def _classes() -> NDArray[np.uint8]:
 def _folded() -> NDArray[np.int32]:
     """The code point that stands for each one: small for capital letters, 0 for digits."""
     codes = np.arange(_FOLDED_CODES, dtype=np.int32)
-    for code in range(_FOLDED_CODES):
+    letters = codes.copy().view("U1")
+    codes[np.char.isdecimal(letters)] = ord("0")
+    for code in np.flatnonzero(np.char.isupper(letters) | np.char.istitle(letters)).tolist():
         small = chr(code).lower()
-        if unicodedata.category(chr(code)) == "Nd":
-            codes[code] = ord("0")
-        elif len(small) == 1:
+        if len(small) == 1:
             codes[code] = ord(small)
     return codes
 

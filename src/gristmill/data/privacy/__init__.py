@@ -15,7 +15,7 @@
 | `credentials` | `name:password` inside a URL |
 
 Names, streets, dates of birth and anything else that needs understanding are not found; `names.py` finds names of
-people. A pattern is never sure: `docs/data.md` has the measured recall and precision.
+people. A pattern is never sure: `docs/privacy.md` has the measured recall and precision.
 """
 
 from __future__ import annotations
@@ -49,11 +49,9 @@ def find(text: str, kinds: Iterable[str] = KINDS) -> list[Span]:
 
 def redact(text: str, kinds: Iterable[str] = KINDS) -> str:
     """The text with every find replaced by `<email>`, `<phone>` and so on."""
-    parts, end = [], 0
-    for span in find(text, kinds):
-        parts += [text[end : span.start], f"<{span.kind}>"]
-        end = span.end
-    return "".join([*parts, text[end:]])
+    from .spans import replaced
+
+    return replaced(text, ((start, end, f"<{kind}>") for kind, start, end in find(text, kinds)))
 
 
 def privacy_step(config: PrivacyConfig) -> Step:

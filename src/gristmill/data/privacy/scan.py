@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..kernel.jit import compiled
 from ..kernel.layout import I64, U8, Texts
 
-# What a candidate is a candidate for. The number is the place of the finder in `spans.FINDERS`.
+# What a candidate is a candidate for; `spans.py` has the finders of each.
 AT, BRACKETED_AT, NUMBER, DOTTED, COLONS, ACCOUNT, TOKEN, ASSIGNMENT, URL, PEM = range(10)
 CODES = 10
 

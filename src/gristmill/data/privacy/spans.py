@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Callable, Iterable
 from itertools import groupby
-from typing import NamedTuple
+from typing import AnyStr, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -86,13 +86,20 @@ def redacted(column: pa.Array, finds: dict[int, list[Span]]) -> pa.Array:
     texts: list[bytes | None] = [None] * len(column)
     for row, spans in finds.items():
         text = data[offsets[row] : offsets[row + 1]].tobytes()
-        parts, end = [], 0
-        for span in spans:
-            parts += [text[end : span.start], f"<{span.kind}>".encode()]
-            end = span.end
-        texts[row] = b"".join([*parts, text[end:]])
+        texts[row] = replaced(text, ((start, end, f"<{kind}>".encode()) for kind, start, end in spans))
     changed = pa.array(texts, pa.binary() if column.type == pa.string() else pa.large_binary()).cast(column.type)
     return pc.coalesce(changed, column)
+
+
+def replaced(text: AnyStr, spans: Iterable[tuple[int, int, AnyStr]]) -> AnyStr:
+    """The text with every span replaced, given in order as (start, end, what stands there now)."""
+    parts: list[AnyStr] = []
+    done = 0
+    for start, end, new in spans:
+        parts += [text[done:start], new]
+        done = end
+    parts.append(text[done:])
+    return text[:0].join(parts)
 
 
 def _claim(ranked: list[tuple[int, int, int, str]]) -> list[Span]:

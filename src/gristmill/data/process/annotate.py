@@ -25,7 +25,8 @@ from ..dedup.repeated import drop_repeated_step, find_repeated, write_units
 from ..dedup.tables import DocumentFiles
 from ..kernel import warm_up
 from ..pool import Result, Task
-from ..schema import DOCUMENTS, annotated_schema, parquet_writer
+from ..rules import check_limits
+from ..schema import DOCUMENTS, Document, annotated_schema, parquet_writer
 from ..step import Step, check_chain
 from .chain import model_steps, score_steps, text_steps, text_to_keep
 from .models import make_models
@@ -70,9 +71,15 @@ def load_kernel(task: Task) -> Result:
 def check(task: Task) -> Result:
     """Build the chain, which workers have then, and check that its steps fit together. The task gives `config`,
     `repeated` and `models`, which is null as long as there are none. GristmillError where a step lacks a model or an
-    extra."""
-    _schema(_steps(task, 0))
-    return load_kernel(task)
+    extra, or a limit is set on what is no column of numbers."""
+    schema = _schema(_steps(task, 0))
+    config, steps = _text_steps(task["config"])
+    check_limits(config.rules, schema, to_come=() if task["models"] is not None else ("perplexity", "quality_score"))
+    # What a step loads at its first document, workers that are forked after it have in common.
+    document = Document("The mill stands by the river.", "source", "other", "en", "license", "origin")
+    batch = pa.RecordBatch.from_pylist([document._asdict() | {"id": document.id}], DOCUMENTS)
+    list(_through([*steps, *_by_document(task)], iter([batch]), {}))
+    return {}
 
 
 def note_units(task: Task) -> Result:
@@ -171,9 +178,13 @@ def _steps(task: Task, number: int) -> list[Step]:
     repeated = []
     if config.repeated_units is not None:
         repeated = [drop_repeated_step(Path(task["repeated"]), number, config.repeated_units)]
+    return [*steps, *repeated, *_by_document(task)]
+
+
+def _by_document(task: Task) -> list[Step]:
+    """The steps after those that clean the text."""
     models = task["models"]
-    by_models = [] if models is None else _model_steps(task["config"], models)
-    return [*steps, *repeated, *_document_steps(task["config"]), *by_models]
+    return [*_document_steps(task["config"]), *([] if models is None else _model_steps(task["config"], models))]
 
 
 def _schema(steps: Sequence[Step]) -> pa.Schema:

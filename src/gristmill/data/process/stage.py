@@ -24,6 +24,7 @@ from ..pool import Mapper
 from ..report import make_report
 from .annotate import annotate_all
 from .decide import decide_all
+from .inputs import check_files, expand_paths
 from .models import keep_models, model_figures
 from .reuse import annotation_key, reusable, reuse_all
 from .rows import Problem, list_groups
@@ -36,6 +37,8 @@ MOST_PROBLEMS = 1000  # that the report lists
 def process_corpus(config: CorpusConfig, run: StageRun, mapper: Mapper) -> Figures:
     """Make the corpus; what `gristmill.data.process.process` does. `mapper` does the tasks."""
     clock = _Clock()
+    written, config = config, expand_paths(config)
+    check_files(config)
     key = annotation_key(config, run.seed)
     place = Place.begin(run.scratch, hash_json({"annotations": key, "config": config.model_dump(mode="json")}))
     groups, problems = list_groups(run.inputs["collected"] / "documents")
@@ -46,6 +49,7 @@ def process_corpus(config: CorpusConfig, run: StageRun, mapper: Mapper) -> Figur
     problems += [Problem(*problem) for part in annotated.parts for problem in part.input["problems"]]
     if not len(annotated.files):
         raise _nothing_read(problems)
+    evaluation_sets = _evaluation_sets(work)
     clock.lap("annotate")
     mapper.renew()
     verdict = decide_all(work, annotated)
@@ -55,11 +59,12 @@ def process_corpus(config: CorpusConfig, run: StageRun, mapper: Mapper) -> Figur
     keep_models(work, previous)
     report = make_report(
         counts,
-        config,
+        written,
         verdict.mixture,
         order=verdict.reasons,
         rules=verdict.rules,
         near_duplicates=verdict.near,
+        evaluation_sets=evaluation_sets,
         problems=[problem._asdict() for problem in _listed(problems)],
     )
     write_json(run.out / "report.json", report)
@@ -74,6 +79,16 @@ def process_corpus(config: CorpusConfig, run: StageRun, mapper: Mapper) -> Figur
         "reused_annotations": previous is not None,
         **_speed(work, annotated, clock),
     }
+
+
+def _evaluation_sets(work: Work) -> dict[str, dict[str, int]]:
+    """How much of each evaluation set can be looked for."""
+    config = work.config.contamination
+    if config is None:
+        return {}
+    task = {"config": config.model_dump(mode="json")}
+    (found,) = work.mapper("gristmill.data.dedup.contamination:coverage", [task])
+    return found
 
 
 def _nothing_read(problems: list[Problem]) -> GristmillError:
@@ -93,7 +108,7 @@ def _read(annotated: Annotated) -> Figures:
 
 
 def _speed(work: Work, annotated: Annotated, clock: _Clock) -> Figures:
-    cpu_seconds = work.cpu_seconds + clock.cpu_seconds
+    cpu_seconds = work.mapper.cpu_seconds + clock.cpu_seconds
     return {
         "seconds": clock.seconds,
         "seconds_by_step": {name: round(seconds, 3) for name, seconds in annotated.seconds.items()},

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +87,6 @@ class Work:
     run: StageRun
     place: Place
     mapper: Mapper
-    cpu_seconds: float = field(default=0.0, init=False)  # what its tasks have taken, where they have not been in here
 
     @cached_property
     def settings(self) -> str:
@@ -104,21 +102,9 @@ class Work:
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
         return {"config": self.settings, "scratch": str(self.place.scratch), "run": self.place.run, **plain}
 
-    def map(self, target: str, tasks: Iterable[Task]) -> Iterator[Result]:
-        """As `Mapper`, but that the CPU seconds are kept here."""
-        results = self.mapper(target, tasks)
-        while True:
-            started = time.process_time()
-            result = next(results, None)
-            if result is None:
-                return
-            in_here = time.process_time() - started
-            self.cpu_seconds += max(0.0, result.pop("cpu_seconds") - in_here)
-            yield result
-
     def each(self, target: str, numbers: Sequence[int], task: Callable[[int], Task]) -> Iterator[tuple[int, Result]]:
         """(number, result) of the numbered tasks of this package that `task` makes."""
-        yield from zip(numbers, self.map(f"gristmill.data.process.{target}", map(task, numbers)), strict=True)
+        yield from zip(numbers, self.mapper(f"gristmill.data.process.{target}", map(task, numbers)), strict=True)
 
 
 class Part(NamedTuple):

@@ -7,6 +7,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def counted(value: float, thing: str) -> str:
+    """1 document, 2 documents."""
+    return f"{count(value)} {thing}{'' if value == 1 else 's'}"
+
+
 def size(value: float) -> str:
     """Decimal units: 1 MB is a million bytes."""
     return _scaled(value, ("bytes", "kB", "MB", "GB", "TB"), " ")

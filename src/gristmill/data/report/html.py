@@ -59,11 +59,14 @@ def token_note(report: Report) -> str:
 
 def _headline(report: Report) -> str:
     steps = {step["step"]: step["left"] for step in report["funnel"]}
-    before, train, validation = steps["collected"], steps["train"], steps["validation"]
+    before, cut, train, validation = (steps[name] for name in ("collected", "prepared", "train", "validation"))
     items = [
         ("documents collected", figures.count(before["documents"])),
         ("text collected", figures.size(before["bytes"])),
-        ("kept", figures.count(train["documents"] + validation["documents"])),
+        (
+            f"kept, of {figures.counted(cut['documents'], 'piece')}",
+            figures.count(train["documents"] + validation["documents"]),
+        ),
         ("text kept", figures.size(train["bytes"] + validation["bytes"])),
         ("tokens for training", figures.short(train["tokens"])),
         ("domains", figures.count(len(report["domains"]))),
@@ -169,7 +172,7 @@ def _removed(report: Report) -> str:
     parts = []
     for reason, removed in steps.items():
         if removed["documents"]:
-            note = f"{figures.count(removed['documents'])} documents, {figures.size(removed['bytes'])}"
+            note = f"{figures.counted(removed['documents'], 'document')}, {figures.size(removed['bytes'])}"
             parts.append(_documents(reason, note, report["samples"].get(reason, [])))
     if not parts:
         return ""
@@ -199,7 +202,7 @@ def _document(entry: Counts) -> str:
     values = [f"{name} {_value(value)}" for name, value in entry["values"].items()]
     where = [entry["domain"], entry["source"], entry["origin"], entry["id"]]
     cut = f"\n… {figures.count(entry['characters'] - len(entry['text']))} more characters"
-    text = escape(entry["text"]) + (cut if entry["characters"] > len(entry["text"]) else "")
+    text = escape(entry["text"] or "(no text)") + (cut if entry["characters"] > len(entry["text"]) else "")
     decided = f"<p><b>{escape(', '.join(values))}</b></p>" if values else ""
     return f'<article>{decided}<p class="note">{escape(" · ".join(where))}</p><pre tabindex="0">{text}</pre></article>'
 
@@ -209,49 +212,52 @@ def _value(value: Any) -> str:
 
 
 def _histograms(report: Report) -> str:
-    charts = []
-    for name, entry in report["histograms"].items():
-        whole = [sum(column) for column in zip(*entry["documents"].values(), strict=True)]
-        gone = [sum(column) for column in zip(*entry["removed"].values(), strict=True)]
-        cuts = {
-            f"{reason}, {domain}": cut for domain, found in entry["thresholds"].items() for reason, cut in found.items()
-        }
-        words = _cut_words(entry["thresholds"])
-        charts.append(_figure(name, words, svg.histogram(entry["bins"], whole, gone, cuts, f"{name}: {words}")))
-    if not charts:
+    if not report["histograms"]:
         return ""
-    by_domain = "".join(_domain_histograms(report, domain) for domain in report["domains"])
+    domains = list(report["domains"])
+    by_domain = "".join(
+        f"<details><summary>{escape(domain)}</summary>{_charts(report, [domain])}</details>" for domain in domains
+    )
     return (
-        "<p>All documents but exact copies, by the values that rules look at; point at a column for its numbers.</p>"
-        f"{_legend(cut=True)}"
-        f'<div class="charts">{"".join(charts)}</div><h3>By domain</h3>{by_domain}'
+        "<p>All documents but exact copies, by the values that rules look at; point at a column for its numbers. An "
+        "arrow stands over one that is cut off.</p>"
+        f"{_legend(cut=True)}{_charts(report, domains)}<h3>By domain</h3>{by_domain}"
     )
 
 
-def _domain_histograms(report: Report, domain: str) -> str:
-    charts = []
+def _charts(report: Report, domains: Sequence[str]) -> str:
+    """The histograms of these domains together; values that are 0 everywhere are only named."""
+    charts, idle = [], []
     for name, entry in report["histograms"].items():
-        if domain in entry["documents"]:
-            cuts = entry["thresholds"].get(domain, {})
-            words = _cut_words({domain: cuts})
-            rows = entry["documents"][domain], entry["removed"][domain]
-            picture = svg.histogram(entry["bins"], *rows, cuts, f"{domain}, {name}: {words}")
-            charts.append(_figure(name, words, picture))
-    return f'<details><summary>{escape(domain)}</summary><div class="charts">{"".join(charts)}</div></details>'
+        here = [domain for domain in domains if domain in entry["documents"]]
+        whole, gone = (
+            [sum(column) for column in zip(*(entry[side][domain] for domain in here), strict=True)]
+            for side in ("documents", "removed")
+        )
+        filled = [span for span, number in zip(entry["bins"], whole, strict=False) if number]
+        if filled == [[0, 0]]:
+            idle.append(name)
+        elif filled:
+            cuts = _cuts({domain: entry["thresholds"].get(domain, {}) for domain in here})
+            words = ", ".join(cuts)
+            label = f"{name}: {words}" if len(domains) > 1 else f"{domains[0]}, {name}: {words}"
+            caption = f'<b>{escape(name)}</b><span class="note">{escape(words)}</span>'
+            picture = svg.histogram(entry["bins"], whole, gone, cuts, label)
+            charts.append(f"<figure><figcaption>{caption}</figcaption>{picture}</figure>")
+    note = f'<p class="note">0 in all documents: {escape(", ".join(idle))}.</p>' if idle else ""
+    return f'<div class="charts">{"".join(charts)}</div>{note}'
 
 
-def _figure(name: str, words: str, picture: str) -> str:
-    caption = f'<b>{escape(name)}</b><span class="note">{escape(words)}</span>'
-    return f"<figure><figcaption>{caption}</figcaption>{picture}</figure>"
-
-
-def _cut_words(thresholds: Mapping[str, Mapping[str, float]]) -> str:
-    """The rules of a column with their thresholds: `gopher_quality:min_words 50`."""
-    found: dict[str, set[float]] = {}
-    for cuts in thresholds.values():
+def _cuts(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The thresholds of a column by their words: `gopher_quality:min_words 50`, and for which domains, if not all."""
+    found: dict[tuple[str, float], list[str]] = {}
+    for domain, cuts in thresholds.items():
         for reason, cut in cuts.items():
-            found.setdefault(reason, set()).add(cut)
-    return ", ".join(f"{reason} {' or '.join(map(figures.plain, sorted(cuts)))}" for reason, cuts in found.items())
+            found.setdefault((reason, cut), []).append(domain)
+    return {
+        f"{reason} {figures.plain(cut)}" + ("" if len(domains) == len(thresholds) else f" ({', '.join(domains)})"): cut
+        for (reason, cut), domains in found.items()
+    }
 
 
 def _groups(report: Report) -> str:
@@ -270,7 +276,7 @@ def _groups(report: Report) -> str:
             for name, entry in table.items()
         ]
         if rows:
-            head = [key.removesuffix("s"), "#kept", "#text kept", "#removed", ""]
+            head = [title.lower().removesuffix("s"), "#kept", "#text kept", "#removed", ""]
             rest = rows[SHOWN_ROWS:]
             more = f"<details><summary>{len(rest)} more</summary>{_table(head, rest)}</details>" if rest else ""
             parts.append(f"<div><h3>{title}</h3>{_table(head, rows[:SHOWN_ROWS])}{more}</div>")
@@ -282,15 +288,15 @@ def _clusters(report: Report) -> str:
     if not found["largest"] and not found["sizes"]:
         return ""
     counts = report["near_duplicates"]
-    said = [f"{name.replace('_', ' ')}: {figures.count(value)}" for name, value in counts.items()]
+    said = [f"{name.replace('_', ' ')} {figures.count(value)}" for name, value in counts.items()]
     largest = max([*found["sizes"].values(), 1])
     rows = [[f"{size} documents", figures.count(n), svg.bar(n, 0, largest)] for size, n in found["sizes"].items()]
-    parts = [f"<p>{escape('; '.join(said))}.</p>" if said else ""]
-    parts += [_table(["cluster of", "#clusters", ""], rows)] if rows else []
-    parts += ["<h3>The largest</h3>"] if found["largest"] else []
+    parts = [f"<p>Near-duplicates: {escape(', '.join(said))}.</p>" if said else ""]
+    parts += ["<h3>Clusters of which one document stays</h3>", _table(["size", "#clusters", ""], rows)] if rows else []
+    parts += ["<h3>The largest of all</h3>"] if found["largest"] else []
     for cluster in found["largest"]:
         title = cluster["kept"].get("origin", cluster["kept"]["id"])
-        note = f"{figures.count(cluster['duplicates'])} documents are the like of it"
+        note = f"repeated by {figures.counted(cluster['duplicates'], 'document')}"
         parts.append(_documents(title, note, [cluster["kept"], *cluster["members"]]))
     return "".join(parts)
 
@@ -307,6 +313,22 @@ def _personal(report: Report) -> str:
         for kind, counts in table.items()
     ]
     return _table(["kind", "#found", *(f"#{domain}" for domain in domains)], rows) if rows else ""
+
+
+def _evaluation_sets(report: Report) -> str:
+    rows = [
+        [
+            escape(name),
+            figures.count(counts["items"]),
+            figures.count(counts["too_short"]),
+            figures.count(sum(c["documents"] for c in report["removed"].get(f"contaminated:{name}", {}).values())),
+        ]
+        for name, counts in report.get("evaluation_sets", {}).items()
+    ]
+    if not rows:
+        return ""
+    said = "<p>Items of few words are not looked for: whether the corpus holds them is not known.</p>"
+    return said + _table(["set", "#items", "#of them too short", "#documents removed"], rows)
 
 
 def _problems(report: Report) -> str:
@@ -332,6 +354,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Report], str]], ...] = (
     ("groups", "Languages, licences, sources", _groups),
     ("clusters", "Duplicates", _clusters),
     ("personal", "Personal data", _personal),
+    ("evaluations", "Evaluation sets", _evaluation_sets),
     ("problems", "Problems", _problems),
     ("settings", "Settings", _settings),
 )

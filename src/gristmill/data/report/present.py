@@ -116,7 +116,7 @@ def funnel_table(report: Report) -> str:
         rows.append((step["step"], *gone, *measured))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [_line(row, widths) for row in rows]
-    notes = [f"{idle} more rules removed nothing."] if idle else []
+    notes = [f"{figures.counted(idle, 'more rule')} removed nothing."] if idle else []
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *notes, token_note(report)])
 
 

@@ -36,7 +36,6 @@ thead th { color: var(--muted); vertical-align: bottom; border-bottom-color: var
 tbody th { white-space: nowrap; }
 tr:last-child > * { border-bottom: 0; }
 .num { text-align: right; white-space: nowrap; }
-tr.idle { color: var(--muted); }
 tr.split th { padding-left: 1rem; }
 svg { display: block; }
 svg.bar { width: 14rem; height: .75rem; margin-top: .3rem; }
@@ -51,6 +50,7 @@ svg text { fill: var(--muted); font: 11px var(--body); }
 .key.of-removed::before { background: var(--removed); }
 .key.of-cut::before { background: none; width: 0; border-left: 2px dashed var(--cut); border-radius: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.5rem 2rem; }
+.charts + .note { margin-top: 1rem; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: .875rem; margin-bottom: .25rem; }
 figcaption b { font-weight: 600; }

@@ -36,13 +36,15 @@ def make_report(
     order: Sequence[str],
     rules: Sequence[Rule] = (),
     near_duplicates: Mapping[str, int] | None = None,
+    evaluation_sets: Mapping[str, Mapping[str, int]] | None = None,
     problems: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The report as a JSON value, from all parts merged.
 
     `order` are all reasons in the order in which they were asked about (a document has the first that fits); a reason
     that it lacks is put behind its own family, or before the near-duplicates. `near_duplicates` are the counts of the
-    comparison, `problems` what was wrong with the input. Tokens are estimated by `config.mixture.bytes_per_token`.
+    comparison, `evaluation_sets` those of the items of each set, `problems` what was wrong with the input. Tokens are
+    estimated by `config.mixture.bytes_per_token`.
     """
     reasons = _ordered(order, part["reasons"])
     domains = sorted({*part["read"], *(domain for counts in part["reasons"].values() for domain in counts)})
@@ -65,6 +67,7 @@ def make_report(
                 for kind in part["personal_data"]
             },
             "near_duplicates": dict(near_duplicates or {}),
+            "evaluation_sets": dict(evaluation_sets or {}),
             "problems": list(problems),
             "weights": mixture.weights,
             "mixture": mixture.as_json(),

@@ -39,7 +39,8 @@ def histogram(
     bins: Sequence[Bin], documents: Sequence[int], removed: Sequence[int], cuts: Mapping[str, float], label: str
 ) -> str:
     """Documents in each bin as columns, those removed on top in their own colour; a dashed line at each of `cuts`
-    (reason -> threshold). A bin of zeros alone that would dwarf all others is cut off, and says so."""
+    (words -> threshold) that is in the picture. A bin of zeros alone that would dwarf all others is cut off, and says
+    so."""
     shown = _ceiling(bins, documents)
     step = min((WIDTH - LEFT - RIGHT) / len(bins), WIDEST)
     floor = HEIGHT - BOTTOM
@@ -50,7 +51,7 @@ def histogram(
         x = LEFT + i * step
         scale = (floor - TOP) * min(1.0, shown / count) / shown
         high, low = (count - gone) * scale, gone * scale
-        words = f"{span_words(span)}: {figures.count(count)} documents, {figures.count(gone)} removed"
+        words = f"{span_words(span)}: {figures.counted(count, 'document')}, {figures.count(gone)} removed"
         columns = [("kept", floor - high, high), ("removed", floor - high - low, low)]
         drawn = "".join(
             f'<rect class="{name}" x="{x:.1f}" y="{y:.1f}" width="{max(step - 1, 0.5):.1f}" height="{size:.1f}"/>'
@@ -64,12 +65,11 @@ def histogram(
     for where, words in axis_labels(bins, APART / step):
         x = LEFT + step * where
         parts.append(f'<text x="{x:.2f}" y="{floor + 14}" text-anchor="{_anchor(x)}">{words}</text>')
-    for reason, cut in cuts.items():
-        x = LEFT + step * place(bins, cut)
-        words = f"{reason}: {figures.plain(cut)}"
-        parts.append(
-            f'<line class="cut" x1="{x:.2f}" x2="{x:.2f}" y1="{TOP}" y2="{floor}"><title>{escape(words)}</title></line>'
-        )
+    for words, cut in cuts.items():
+        if bins[0][0] <= cut <= bins[-1][1]:
+            x = LEFT + step * place(bins, cut)
+            line = f'<line class="cut" x1="{x:.2f}" x2="{x:.2f}" y1="{TOP}" y2="{floor}">'
+            parts.append(f"{line}<title>{escape(words)}</title></line>")
     return "".join([*parts, "</svg>"])
 
 

@@ -13,6 +13,7 @@ const QUIET_SECONDS = 30; // without an event: look whether the run is still the
 const STATES = { empty: "not started", running: "running", finished: "finished", failed: "failed", stopped: "stopped before its end" };
 
 const root = document.documentElement;
+const isRunning = (snapshot) => snapshot.run?.state === "running";
 const text = (id, value) => { document.getElementById(id).textContent = value; };
 
 class Page {
@@ -20,7 +21,7 @@ class Page {
     this.snapshot = snapshot;
     this.panels = new Map(); // key -> Sections
     this.context = { server: snapshot.server, paused: () => this.live?.paused ?? false };
-    this.rail = new Rail(document.getElementById("rail"), snapshot.blocks, (key, open) => this.toggle(key, open));
+    this.rail = new Rail(document.getElementById("rail"), snapshot.blocks, isRunning(snapshot), (key, open) => this.toggle(key, open));
     this.refreshRun = throttle(() => this.#readRun(), RUN_MS);
     this.refreshPanels = throttle(() => this.#readPanels(), PANEL_MS);
     this.show(snapshot);
@@ -51,7 +52,7 @@ class Page {
     const error = document.getElementById("run-error");
     error.hidden = !run?.error;
     error.textContent = run?.error ? `The run failed: ${run.error}` : "";
-    this.rail.update(snapshot.blocks);
+    this.rail.update(snapshot.blocks, isRunning(snapshot));
     root.dataset.seq = String(snapshot.seq);
     this.#tick();
   }

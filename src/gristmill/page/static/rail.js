@@ -22,17 +22,18 @@ const MARKS = {
   failed: () => [svg("path", { d: "M8 8l8 8M16 8l-8 8", class: "stroke" })],
 };
 
-/** Builds the list once; `onToggle(key, open)` is called when a stage is opened or closed. */
+/** Builds the list once; `onToggle(key, open)` is called when a stage is opened or closed. `running` tells whether the
+ * run is: only then does a stage wait for its turn. */
 export class Rail {
-  constructor(list, blocks, onToggle) {
+  constructor(list, blocks, running, onToggle) {
     this.rows = new Map();
-    blocks.forEach((block, index) => this.rows.set(block.key, new Row(block, index, onToggle)));
+    blocks.forEach((block, index) => this.rows.set(block.key, new Row(block, index, running, onToggle)));
     list.replaceChildren(...[...this.rows.values()].map((row) => row.item));
     list.addEventListener("keydown", (event) => this.#moveFocus(event));
   }
 
-  update(blocks) {
-    for (const block of blocks) this.rows.get(block.key)?.update(block);
+  update(blocks, running) {
+    for (const block of blocks) this.rows.get(block.key)?.update(block, running);
   }
 
   tick(now) {
@@ -51,7 +52,7 @@ export class Rail {
 }
 
 class Row {
-  constructor(block, index, onToggle) {
+  constructor(block, index, running, onToggle) {
     this.key = block.key;
     this.block = block;
     this.mark = h("span", { class: "mark", "aria-hidden": "true" });
@@ -81,7 +82,7 @@ class Row {
     this.panel = h("div", { id: `panel-${block.key}`, class: "panel", role: "region", "aria-labelledby": this.button.id, hidden: true });
     this.item = h("li", { class: "row" }, h("h2", {}, this.button), this.panel);
     this.button.addEventListener("click", () => onToggle(this.key, this.panel.hidden));
-    this.update(block);
+    this.update(block, running);
   }
 
   get open() {
@@ -93,7 +94,7 @@ class Row {
     this.button.setAttribute("aria-expanded", String(open));
   }
 
-  update(block) {
+  update(block, running) {
     this.block = block;
     if (this.item.dataset.state !== block.state) {
       this.item.dataset.state = block.state;
@@ -103,10 +104,11 @@ class Row {
     this.figures.replaceChildren(
       ...block.figures.map((figure) => h("span", { class: "figure" }, h("b", {}, format(figure.value, figure.unit)), " ", figure.label)),
     );
-    const running = block.parts.find((part) => part.state === "running");
+    const part = block.parts.find((one) => one.state === "running");
     const several = block.parts.length > 1;
-    this.state.textContent = WORDS[block.state] + (running && several ? `: ${running.name}` : "");
-    const progress = running?.progress;
+    const word = block.state === "waiting" && !running ? "not made" : WORDS[block.state];
+    this.state.textContent = word + (part && several ? `: ${part.name}` : "");
+    const progress = part?.progress;
     this.track.hidden = !progress;
     if (progress) {
       this.meter.hidden = progress.fraction === null;

@@ -95,8 +95,9 @@ function table(section) {
   const largest = columns.map((column, i) => (column.bar ? Math.max(...section.rows.map((row) => row[i] ?? 0), 0) : 0));
   const head = h("thead", {}, h("tr", {}, columns.map((column) => h("th", { scope: "col", class: classes(column) }, column.label))));
   const rows = section.rows.map((row) => h("tr", {}, row.map((value, i) => cell(value, columns[i], i, largest[i]))));
-  const tall = rows.length > TALL_ROWS ? " tall" : "";
-  return h("div", { class: `scroll${tall}`, tabindex: tall ? "0" : null }, h("table", {}, head, h("tbody", {}, rows)));
+  const body = h("table", {}, head, h("tbody", {}, rows));
+  if (rows.length <= TALL_ROWS) return h("div", { class: "scroll" }, body);
+  return h("div", {}, h("div", { class: "scroll tall", tabindex: "0" }, body), h("p", { class: "note" }, `${rows.length} rows; the table scrolls.`));
 }
 
 function classes(column) {
