@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import os
 import sys
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from collecting import Collected, jsonl, page, tarred, warc, write, zipped
 
-from gristmill.data.collect import archives, pagetext, streams
-from gristmill.data.config import LimitsConfig
+from gristmill.data.collect import pagetext, plan
 from gristmill.errors import GristmillError
 
 MIT = (
@@ -241,10 +237,97 @@ def test_bad_input_is_counted_and_named_and_the_rest_is_read(tmp_path: Path) -> 
     assert found.row("d/nul.txt")["flags"] == "repaired"
 
 
+def test_odd_rows_of_tables_are_told(tmp_path: Path) -> None:
+    write(
+        tmp_path / "d",
+        a__csv='id,text\n1,an, unquoted comma\n2,"fine, this"\n3,4" pipes\n4,,,\n5,"never closed\n6,more\n',
+        b__csv=b"id,text\n1,ok\n2,nul\0here\n",
+        c__jsonl='{"text": "n\\u0000l"}\n{"text": "ok"}\n',
+        d__json=b'[{"text": "n\\u0000l"}, {"text": "ok"}]',
+        e__json=b'[{"text": "nul \0 there"}]',
+    )
+    found = Collected(tmp_path / "out", tmp_path / "d")
+    assert found.texts == {
+        "d/a.csv/2": "fine, this",
+        "d/a.csv/3": '4" pipes',
+        "d/a.csv/5": "never closed\n6,more\n",
+        "d/b.csv/1": "ok",
+        "d/b.csv/2": "nulhere",
+        "d/c.jsonl/1": "nl",
+        "d/c.jsonl/2": "ok",
+        "d/d.json/1": "nl",
+        "d/d.json/2": "ok",
+        "d/e.json/1": "nul  there",
+    }
+    assert found.problems == {
+        "broken": ["d/a.csv, row 1", "d/a.csv, row 5"],
+        "empty": ["d/a.csv/4"],
+        "repaired": ["d/b.csv/2", "d/c.jsonl/1", "d/d.json/1", "d/e.json"],
+    }
+    assert found.report["problems"]["broken"]["first"] == [
+        "d/a.csv, row 1: 3 fields, but the header has 2",
+        "d/a.csv, row 5: a quotation mark is never closed: the rest of the file is in this row",
+    ]
+    flagged = [row["origin"] for row in found.rows if row["flags"] == "repaired"]
+    assert flagged == ["d/b.csv/2", "d/c.jsonl/1", "d/d.json/1"]
+
+
+def test_tables_in_utf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"häll{n}" for n in range(100)]
+    write(
+        tmp_path / "d",
+        a__csv="id,text\r\n".encode("utf-16") + "".join(f"1,{row}\r\n" for row in rows).encode("utf-16-le"),
+        b__jsonl="".join(json.dumps({"text": row}) + "\n" for row in rows).encode("utf-16"),
+    )
+    expected = [f"d/{name}/{n}" for name in ("a.csv", "b.jsonl") for n in range(1, 101)]
+    for size in (1 << 20, 1000):  # never cut into pieces, whose line ends would be sought in bytes
+        monkeypatch.setattr(plan, "SMALL_BYTES", size)
+        monkeypatch.setattr(plan, "SPLIT_BYTES", size)
+        found = Collected(tmp_path / "out", tmp_path / "d")
+        assert found.texts == dict(zip(expected, rows * 2, strict=True))
+        assert found.problems == {}
+
+
+def test_carriage_returns_alone_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "d", a__csv="id,text\r1,one\r", b__csv="id,text\n1,one\rtwo\n2,three\n")
+    found = Collected(tmp_path / "out", tmp_path / "d")
+    assert list(found.texts) == ["d/b.csv/2"]
+    assert found.report["problems"]["broken"]["first"] == [
+        "d/a.csv: has no header: a carriage return outside of quotation marks",
+        "d/b.csv, row 1: a carriage return outside of quotation marks",
+    ]
+
+
+def test_what_holds_no_document_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "d", a__csv="id,text\n", b__jsonl="\n\n", c__zip=zipped({}), d__json="[ {} ]", e__txt="text")
+    write(tmp_path / "d", f__zip=zipped({"in.zip": zipped({})}), g__tar__gz=tarred({"x/.hidden": b"x"}, "w:gz"))  # type: ignore[dict-item]
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "d" / "h.parquet")
+    found = Collected(tmp_path / "out", tmp_path / "d")
+    assert found.problems == {
+        "empty": ["d/a.csv", "d/b.jsonl", "d/c.zip", "d/f.zip/in.zip", "d/g.tar.gz", "d/h.parquet"],
+        "no_text": ["d/d.json, row 1"],
+    }
+
+
+def test_rows_that_a_damaged_table_loses_are_numbered(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    file = tmp_path / "d" / "a.parquet"
+    texts = [f"{n} " + "x" * 100 for n in range(300)]
+    pq.write_table(pa.table({"text": texts}), file, row_group_size=100, use_dictionary=False, compression="none")
+    data = bytearray(file.read_bytes())
+    data[15_000:15_400] = b"\xff" * 400
+    file.write_bytes(data)
+    found = Collected(tmp_path / "out", tmp_path / "d")
+    assert len(found.rows) == 200
+    assert found.problems == {"broken": ["d/a.parquet, rows 101 to 200"]}
+
+
 def test_nothing_but_bad_input_is_an_error_that_says_what_is_wrong(tmp_path: Path) -> None:
     write(tmp_path / "d", a__jsonl='{"body": "x"}\n', b__txt="")
     with pytest.raises(GristmillError, match=r"every input was bad: 1 x no text in it \(d/b\.txt\); 1 x no text under"):
         Collected(tmp_path / "out", tmp_path / "d")
+    with pytest.raises(GristmillError, match=r"all was passed over: 2 x excluded"):
+        Collected(tmp_path / "out", tmp_path / "d", include=("*.md",))
 
 
 def test_a_missing_extra_is_an_error_only_if_nothing_else_was_read(
@@ -270,134 +353,3 @@ def test_a_defect_of_a_reader_costs_one_file(tmp_path: Path, monkeypatch: pytest
     found = Collected(tmp_path / "out", tmp_path / "d")
     assert found.texts == {"d/c.txt": "text"}
     assert found.problems == {"reader_failed": ["d/a.html", "d/b.html"]}
-
-
-def test_bombs_do_not_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "RATIO_FREE_BYTES", 1 << 20)
-    packer = zlib.compressobj(9, wbits=31)
-    line = (b"bomb " * 19 + b"boom\n") * 100
-    ratio = b"".join(packer.compress(line) for _ in range(400)) + packer.flush()  # 4 MB out of about 12 KB
-    bombs = {"good.txt": "good", "bomb.txt": line * 400, "n/empty.zip": zipped({})}
-    many = zipped({f"{n}.txt": str(n) for n in range(60)})
-    write(
-        tmp_path / "d",
-        a__txt__gz=ratio,
-        b__zip=zipped(bombs),
-        c__zip=many,
-        d__tar=tarred({f"{n}": b"x" for n in range(60)}),
-    )
-    limits = {"max_document_bytes": 2_000_000, "max_members": 50}
-    found = Collected(tmp_path / "out", tmp_path / "d", limits=limits)
-    assert found.problems["bomb"] == ["d/a.txt.gz", "d/b.zip/bomb.txt", "d/d.tar"]
-    assert found.problems["broken"] == ["d/c.zip"]
-    assert "holds 60 entries" in found.report["problems"]["broken"]["first"][0]
-    assert found.texts["d/b.zip/good.txt"] == "good"
-    assert len([name for name in found.texts if name.startswith("d/d.tar/")]) == 50
-    limits = {"max_unpacked_bytes": 100_000}
-    found = Collected(tmp_path / "out", tmp_path / "d", limits=limits)
-    assert "100,000 bytes" in found.report["problems"]["bomb"]["first"][0]
-
-
-def test_archives_in_archives_end_somewhere(tmp_path: Path) -> None:
-    data: dict[int, bytes] = {0: b"deep"}
-    for level in range(1, 5):
-        data[level] = zipped({"n.zip" if level > 1 else "deep.txt": data[level - 1]})
-    four = b"x" * 10
-    for _ in range(5):
-        four = gzip.compress(four)
-    write(
-        tmp_path / "d",
-        three__zip=data[3],
-        four__zip=data[4],
-        g__txt__gz=four,
-        t__tar__gz=tarred({"n.zip": data[2]}, "w:gz"),
-    )
-    found = Collected(tmp_path / "out", tmp_path / "d")
-    assert list(found.texts) == ["d/t.tar.gz/n.zip/n.zip/deep.txt", "d/three.zip/n.zip/n.zip/deep.txt"]
-    assert found.problems == {"too_deep": ["d/four.zip/n.zip/n.zip/n.zip", "d/g.txt.gz"]}
-    two = Collected(
-        tmp_path / "out", tmp_path / "d" / "three.zip", tmp_path / "d" / "t.tar.gz", limits={"max_depth": 3}
-    )
-    assert len(two.rows) == 2
-    with pytest.raises(GristmillError, match="archives inside too many archives"):
-        Collected(tmp_path / "out", tmp_path / "d" / "three.zip", limits={"max_depth": 0})
-
-
-def test_a_zip_archive_that_lies_about_itself(tmp_path: Path) -> None:
-    assert archives.clean_name("../../etc/./pass\nwd\\x\ud800") == "etc/pass\ufffdwd/x\ufffd"
-    locked = bytearray(zipped({"a.txt": "hidden", "b.txt": "open"}))
-    for sign in (b"PK\x03\x04", b"PK\x01\x02"):
-        locked[locked.index(sign) + (6 if sign[2] == 3 else 8)] |= 1
-    write(tmp_path / "d", a__zip=bytes(locked), b__docx=zipped({"word/document.xml": "<w/>"}))
-    found = Collected(tmp_path / "out", tmp_path / "d")
-    assert found.texts == {"d/a.zip/b.txt": "open"}
-    assert found.problems == {"encrypted": ["d/a.zip/a.txt"], "unknown_format": ["d/b.docx"]}
-
-
-def test_what_is_too_large_is_left_out(tmp_path: Path) -> None:
-    long = "word " * 1000
-    write(
-        tmp_path / "d",
-        a__jsonl=json.dumps({"text": long}) + "\n" + json.dumps({"text": "short"}) + "\n" + json.dumps({"text": long}),
-        b__html=page(long),
-        c__csv=f'id,text\n1,"{long}"\n2,"short"\n',
-        d__json=json.dumps([{"text": long}, {"text": "short"}]),
-    )
-    pq.write_table(pa.table({"text": [long, "short"]}), tmp_path / "d" / "e.parquet")
-    found = Collected(tmp_path / "out", tmp_path / "d", limits={"max_document_bytes": 4000})
-    assert list(found.texts) == ["d/a.jsonl/2", "d/c.csv/2", "d/d.json/2", "d/e.parquet/2"]
-    assert found.problems["too_large"] == [
-        "d/a.jsonl, row 1", "d/a.jsonl, row 3", "d/b.html", "d/c.csv, row 1", "d/d.json/1", "d/e.parquet/1",
-    ]  # fmt: skip
-    (tmp_path / "d" / "f.zip").write_bytes(zipped({"a.txt": long, "b.txt": long * 2}))
-    small = Collected(tmp_path / "out", tmp_path / "d", max_file_bytes=6000)
-    assert small.problems["too_large"] == ["d/a.jsonl", "d/f.zip/b.txt"]
-
-
-def test_a_long_text_file_is_read_in_parts(tmp_path: Path) -> None:
-    lines = [f"line {n} " + "x" * (n % 50) for n in range(400)]
-    lines[200] = "y" * 3000
-    for data in ("\n".join(lines), "\n".join(lines) + "\n"):
-        write(tmp_path / "d", a__txt=data)
-        found = Collected(tmp_path / "out", tmp_path / "d", limits={"max_document_bytes": 1000})
-        parts = list(found.texts.values())
-        assert "".join(parts) == data.replace(lines[200] + "\n", "")
-        assert list(found.texts)[:2] == ["d/a.txt#1", "d/a.txt#2"]
-        assert max(map(len, parts)) <= 1000
-        assert found.problems == {"too_large": ["d/a.txt"]}
-    write(tmp_path / "d", a__txt="z" * 50_000)
-    write(tmp_path / "d", b__txt="z" * 1000)
-    found = Collected(tmp_path / "out", tmp_path / "d", limits={"max_document_bytes": 1000})
-    assert list(found.texts) == ["d/b.txt"]
-
-
-def test_a_line_of_many_megabytes_is_never_held(tmp_path: Path) -> None:
-    import tracemalloc
-
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"x" * 30_000_000 + b'"}\n{"text": "after"}\n')
-    Collected(tmp_path / "out", tmp_path / "a.jsonl")  # imports happen here
-    tracemalloc.start()
-    found = Collected(tmp_path / "out", tmp_path / "a.jsonl", limits={"max_document_bytes": 1_000_000})
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert found.texts == {"a.jsonl/2": "after"}
-    assert peak < 12_000_000
-
-
-def test_a_tail_of_zeros_is_no_damage_and_garbage_is() -> None:
-    budget = streams.Budget(LimitsConfig())
-    for tail, problem in ((b"", None), (b"\0" * 600, None), (b"garbage", "broken")):
-        stream = streams.unpack(io.BytesIO(gzip.compress(b"text") + tail), "gz", budget)
-        assert stream.read() == b"text"
-        found = streams.problem_of(stream)
-        assert (found[0] if found else None) == problem
-
-
-def test_zip64_and_old_tars_are_known() -> None:
-    assert archives.archive_of(tarred({"a": b"x"})) == "tar"
-    assert archives.archive_of(zipped({"a": "x"})) == "zip"
-    assert archives.archive_of(b"plain text " * 60) is None
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive, archive.open("a", "w", force_zip64=True) as member:
-        member.write(b"x")
-    assert archives.archive_of(out.getvalue()) == "zip"

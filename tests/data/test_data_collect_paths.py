@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from gristmill.data.collect import collect, discover, identity
 from gristmill.data.collect.tally import NAMED, Tally
-from gristmill.data.config import CollectConfig, PathSource
+from gristmill.data.config import CollectConfig, LimitsConfig, PathSource
 from gristmill.errors import GristmillError
 
 
@@ -54,6 +54,9 @@ def test_a_file_a_directory_and_globs(notes: Path, monkeypatch: pytest.MonkeyPat
         names("nothing/*.md")
     with pytest.raises(GristmillError, match="matches no file"):
         names("missing.txt")
+    Path("self").symlink_to("self")
+    with pytest.raises(GristmillError, match="'self' cannot be looked up: Too many levels of symbolic links"):
+        names("self")
 
 
 def test_include_and_exclude_look_into_archives(notes: Path, tmp_path: Path) -> None:
@@ -107,6 +110,8 @@ def test_what_cannot_be_looked_at_is_counted(tmp_path: Path, monkeypatch: pytest
         "gone: No such file or directory",
         "locked: Permission denied",
     ]
+    with pytest.raises(GristmillError, match=r"locked' matches no file .*; locked: Permission denied"):
+        names(tmp_path / "locked")
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
@@ -172,10 +177,31 @@ def test_the_fingerprint_sees_files_change(tmp_path: Path) -> None:
     assert {"fastwarc", "resiliparse"} <= set(before["packages"])
 
 
-def test_checking_a_recipe_loads_nothing_heavy() -> None:
-    heavy = "('pyarrow', 'fsspec', 'fastwarc', 'numpy')"
-    code = f"import sys; import gristmill.data.collect; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def test_the_fingerprint_knows_the_readers_that_may_be_used_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "x.md").write_text("one")
+
+    def readers(**fields: Any) -> set[str]:
+        return set(identity(only(paths=(PathSource(path=str(tmp_path), domain="mine", **fields),)))["packages"])
+
+    assert readers(format="jsonl") == readers(format="jsonl", html="trafilatura") == {"resiliparse"}
+    assert readers(format="pdf") == {"resiliparse", "pypdfium2"}
+    assert readers(format="html", html="trafilatura") == {"resiliparse", "trafilatura"}
+    assert readers(format="warc") == {"resiliparse", "fastwarc"}
+    assert readers() == {"resiliparse", "fastwarc", "pypdfium2", "warcio"}
+    assert readers(html="trafilatura") == readers() | {"trafilatura"}
+
+
+def test_a_look_at_the_fingerprint_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from gristmill.data.collect import identity;"
+        "from gristmill.data.config import CollectConfig;"
+        "config = CollectConfig(books={'enabled': False}, paths=[{'path': sys.argv[1], 'domain': 'x'}]);"
+        "assert identity(config)['paths'][0]['files'] == 1;"
+        "heavy = ('pyarrow', 'fsspec', 'fastwarc', 'numpy', 'resiliparse', 'warcio', 'trafilatura');"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    (tmp_path / "x.md").write_text("one")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
@@ -188,6 +214,8 @@ def test_the_older_key_and_bad_values() -> None:
         with pytest.raises(ValidationError, match=field):
             PathSource(**{"path": "x", "domain": "a", field: value})
     assert PathSource(path="x", domain="a", language="und").language == "und"
+    with pytest.raises(ValidationError, match="max_document_bytes"):
+        LimitsConfig(max_document_bytes=(1 << 30) + 1)
 
 
 GLOB_PARTS = st.sampled_from(["*", "?", "a*", "[ab]", "[!a]", "*.md", "a.md", "ab", "**"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from collecting import Collected, jsonl, only, page, run_in, tarred, warc, write, zipped
 
-from gristmill.data.collect import assemble, collect, plan
+from gristmill.data import engines, pool
+from gristmill.data.collect import assemble, collect, plan, stage
 from gristmill.data.config import LimitsConfig, PathSource
 from gristmill.data.schema import DOCUMENTS
 from gristmill.errors import GristmillError
@@ -79,6 +82,38 @@ def test_names_that_are_not_unique_get_numbers(tmp_path: Path, monkeypatch: pyte
         Collected(tmp_path / "out", tmp_path / "d", id_field="id")
 
 
+def test_documents_are_renamed_without_pandas(tmp_path: Path) -> None:
+    """It is 50 MB in every worker, and pyarrow would import it wherever it is installed."""
+    write(tmp_path / "d", a__jsonl='{"text": "x", "id": "a"}\n' * 3)
+    code = (
+        "import sys; from pathlib import Path; from collecting import PathSource, collect, only, run_in;"
+        "source = PathSource(path=sys.argv[2], domain='mine', id_field='id');"
+        "collect(only(paths=(source,)), run_in(Path(sys.argv[1]))); print('pandas' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out"), str(tmp_path / "d")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    assert done.stdout == "False\n"
+    origins = pq.read_table(tmp_path / "out" / "documents")["origin"].to_pylist()
+    assert origins == ["d/a.jsonl/a", "d/a.jsonl/a@2", "d/a.jsonl/a@3"]
+
+
+def test_workers_are_forked_from_a_process_that_has_loaded_the_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def open_mapper(*how: Any) -> Any:
+        asked.append(how)
+        return engines.open_mapper(*how)
+
+    monkeypatch.setattr(stage, "open_mapper", open_mapper)
+    write(tmp_path / "d", a__jsonl=jsonl(5))
+    Collected(tmp_path / "out", tmp_path / "d")
+    *_, preload = asked[0]
+    assert pool.load(preload)({}) == {}
+    assert preload.startswith("gristmill.data.collect.worker:")
+
+
 def test_a_cut_stage_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Any) -> None:
     """The writer falls after every row group in turn; each time the stage is begun again in the same directory."""
     from gristmill.data.collect import worker
@@ -116,7 +151,6 @@ def test_a_cut_stage_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_progress_tells_how_much_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gristmill.data.collect import stage
     from gristmill.events import EventLog
 
     monkeypatch.setattr(stage, "LOOK_SECONDS", 0.001)
@@ -131,4 +165,4 @@ def test_progress_tells_how_much_was_read(tmp_path: Path, monkeypatch: pytest.Mo
     read = [event["done"] for event in events if event["unit"] == "MB read"]
     assert read == sorted(read)
     assert read[-1] == events[0]["total"] == round((tmp_path / "d" / "a.jsonl").stat().st_size / 1e6, 1)
-    assert 0 < len({*read}) <= len(read)
+    assert any(0 < done < read[-1] for done in read)

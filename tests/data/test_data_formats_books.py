@@ -63,13 +63,23 @@ def test_pdf_lines_become_paragraphs_without_headers_and_numbers() -> None:
     assert document.text == "\n\n".join(expected)
 
 
+def test_pdf_pages_that_are_left_out_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf, "_MAX_PAGES", 2)
+    read = pdf.read(make_pdf([[SENTENCE], [SENTENCE], ["Left out."]]), "b.pdf")
+    assert "Left out" not in next(read).text
+    with pytest.raises(BadInput, match="has 3 pages; those behind page 2 are left out"):
+        next(read)
+
+
 def test_pdf_without_text_encrypted_or_broken_is_refused() -> None:
-    with pytest.raises(BadInput, match="no text layer"):
+    with pytest.raises(BadInput, match="no text layer") as scan:
         list(pdf.read(make_pdf([["x"]] * 5), "scan.pdf"))
+    assert scan.value.kind == "empty"
     key = "(" + "x" * 32 + ")"
     encrypt = f"/ID [{key} {key}] /Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O {key} /U {key} >>"
-    with pytest.raises(BadInput, match="encrypted"):
+    with pytest.raises(BadInput, match="encrypted") as locked:
         list(pdf.read(make_pdf([[SENTENCE]], encrypt), "locked.pdf"))
+    assert locked.value.kind == "encrypted"
     for data in (b"", b"%PDF-1.7\n", b"no pdf"):
         with pytest.raises(BadInput, match="no whole PDF"):
             list(pdf.read(io.BytesIO(data), "b.pdf"))

@@ -104,10 +104,15 @@ def removed_schema(annotated: pa.Schema) -> pa.Schema:
 
 
 def parquet_writer(path: Path, schema: pa.Schema, compression_level: int = 3) -> pq.ParquetWriter:
-    """A Parquet file to write to, compressed with zstd; only the columns whose values repeat get a dictionary."""
-    repeating = [name for name in schema.names if name in _REPEATING]
+    """A Parquet file to write to, compressed with zstd; only the columns whose values repeat get a dictionary. Text has
+    no statistics: they would keep the smallest and the largest document of every page in memory."""
     return pq.ParquetWriter(
-        path, schema, compression="zstd", compression_level=compression_level, use_dictionary=repeating
+        path,
+        schema,
+        compression="zstd",
+        compression_level=compression_level,
+        use_dictionary=[name for name in schema.names if name in _REPEATING],
+        write_statistics=[name for name in schema.names if name != "text"],
     )
 
 

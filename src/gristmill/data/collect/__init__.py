@@ -17,7 +17,7 @@ def collect(config: CollectConfig, run: StageRun) -> Figures:
 
 
 def identity(config: CollectConfig) -> dict[str, Any]:
-    """What the documents depend on beside the configuration, for the stage's fingerprint; see `stage.py`."""
-    from .stage import inputs_identity
+    """What the documents depend on beside the configuration, for the stage's fingerprint; see `inputs.py`."""
+    from .inputs import identity as of_inputs
 
-    return inputs_identity(config)
+    return of_inputs(config)

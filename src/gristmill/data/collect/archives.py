@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from .discover import is_hidden
 from .formats.base import BadInput
@@ -21,9 +21,6 @@ from .formats.licenses import nearest_license, tree_licenses
 from .streams import Budget, member, problem_of
 from .tally import Tally, printable
 
-_END_OF_DIRECTORY = b"PK\x05\x06"
-_END_OF_DIRECTORY_64 = b"PK\x06\x06"
-_TAIL_BYTES = 22 + 65535 + 20 + 56  # the zip's end, with its longest comment and the 64-bit end before it
 # Licence files and manifests, and what LaTeX sources input.
 _ASKED_FOR = re.compile(
     r"licen[cs]e|copying|(?:^|/)(?:cargo\.toml|package\.json|pkg-info|pyproject\.toml)$|\.(?:tex|ltx|latex|sty|bbl|tikz)$"
@@ -49,14 +46,8 @@ def archive_of(head: bytes) -> str | None:
     return "tar" if head[257:262] == b"ustar" or _is_old_tar(head) else None
 
 
-def zip_members(stream: BinaryIO, name: str, start: int, budget: Budget, tally: Tally) -> Iterator[Member]:
-    """The files of a zip archive, from entry `start` on. BadInput when it is none, or holds too many entries."""
-    if (entries := _zip_entries(stream)) > budget.limits.max_members:
-        raise BadInput(f"holds {entries:,} entries, more than max_members")
-    try:
-        archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
-        raise BadInput(f"is no whole zip archive: {error}") from None
+def zip_members(archive: zipfile.ZipFile, name: str, start: int, budget: Budget, tally: Tally) -> Iterator[Member]:
+    """The files of a zip archive, from entry `start` on."""
     for number, entry in enumerate(archive.infolist()):
         if entry.is_dir() or is_hidden(entry.filename):
             continue
@@ -72,7 +63,8 @@ def zip_members(stream: BinaryIO, name: str, start: int, budget: Budget, tally: 
 
 
 def tar_members(stream: BinaryIO, name: str, start: int, budget: Budget, tally: Tally) -> Iterator[Member]:
-    """The files of a tar archive that is read as a stream, from entry `start` on."""
+    """The files of a tar archive that is read as a stream, from entry `start` on. What they hold stands in the stream
+    as it is, and spends nothing of the budget; but for the holes of sparse files, which a few bytes describe."""
     number = -1
     try:
         with tarfile.open(fileobj=stream, mode="r|", errorlevel=0) as archive:
@@ -84,7 +76,11 @@ def tar_members(stream: BinaryIO, name: str, start: int, budget: Budget, tally: 
                 budget.member()
                 if number < start:
                     continue
-                opened = partial(member, archive.extractfile(entry), entry.size, budget)
+                packed, spent = entry.size, Budget(budget.limits)
+                pieces: Any = entry.sparse  # (place, size) of what is no hole
+                if pieces is not None:
+                    packed, spent = sum(size for _, size in pieces), budget
+                opened = partial(member, archive.extractfile(entry), packed, spent)
                 yield Member(number, entry.name, f"{name}/{clean_name(entry.name)}", entry.size, opened)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         if number < 0:
@@ -108,12 +104,8 @@ class Tree:
         return self._read(posixpath.normpath(posixpath.join(posixpath.dirname(name), other)))
 
 
-def zip_tree(stream: BinaryIO) -> Tree:
-    """Looks at a zip archive; empty where it cannot be read."""
-    try:
-        archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError):
-        return Tree((), lambda name: None)
+def zip_tree(archive: zipfile.ZipFile) -> Tree:
+    """Looks at a zip archive."""
 
     def read(name: str) -> bytes | None:
         try:
@@ -160,20 +152,6 @@ def _open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, budget: Budget
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, struct.error) as error:
         raise BadInput(f"cannot be unpacked: {error}") from None
     return member(file, entry.compress_size, budget)
-
-
-def _zip_entries(stream: BinaryIO) -> int:
-    """How many entries a zip archive says it has: its directory is only read when they are not too many."""
-    size = stream.seek(0, 2)
-    stream.seek(max(0, size - _TAIL_BYTES))
-    tail = stream.read(_TAIL_BYTES)
-    stream.seek(0)
-    place = tail.rfind(_END_OF_DIRECTORY)
-    entries = struct.unpack_from("<H", tail, place + 10)[0] if 0 <= place <= len(tail) - 12 else 0
-    place = tail.rfind(_END_OF_DIRECTORY_64)
-    if entries == 0xFFFF and 0 <= place <= len(tail) - 40:
-        entries = struct.unpack_from("<Q", tail, place + 32)[0]
-    return int(entries)
 
 
 def _is_old_tar(head: bytes) -> bool:

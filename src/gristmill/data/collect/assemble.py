@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from gristmill.errors import GristmillError
 
 from ..pool import Mapper
-from ..schema import DOCUMENTS, ROW_GROUP_BYTES, ROW_GROUP_ROWS, document_id
+from ..schema import DOCUMENTS, ROW_GROUP_BYTES, ROW_GROUP_ROWS, document_id, parquet_writer, read_columns
 from .tally import Tally
-from .worker import IDS, Group, read_groups
+from .worker import IDS, Group, read_groups, strings
 
 PART_BYTES = 64 << 20  # of text; small enough that several workers have something to write
 IDS_AT_A_TIME = 8_000_000  # 16 bytes each
@@ -66,11 +66,9 @@ def write_part(task: dict[str, Any]) -> dict[str, Any]:
     rows = 0
     waiting: list[pa.Table] = []
     waiting_bytes = 0
-    with pq.ParquetWriter(temporary, DOCUMENTS, compression="zstd", compression_level=3) as writer:
+    with parquet_writer(temporary, DOCUMENTS) as writer:
         for place, (file, size, renamed) in enumerate(task["groups"], 1):
-            table = pq.ParquetFile(file).read(use_threads=False)
-            for row, id, origin in renamed:
-                table = _replace(_replace(table, "id", row, id), "origin", row, origin)
+            table = _with_names(read_columns(file, DOCUMENTS.names), renamed)
             rows += table.num_rows
             waiting.append(table)
             waiting_bytes += size
@@ -82,11 +80,15 @@ def write_part(task: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _replace(table: pa.Table, name: str, row: int, value: str) -> pa.Table:
-    values = table[name].to_pylist()
-    values[row] = value
-    place = table.schema.get_field_index(name)
-    return table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+def _with_names(table: pa.Table, renamed: list[tuple[int, str, str]]) -> pa.Table:
+    """The table with the new (row, id, origin) of some rows."""
+    for place, name in enumerate(("id", "origin") if renamed else (), 1):
+        values = table[name].to_pylist()
+        for entry in renamed:
+            values[entry[0]] = entry[place]
+        column = strings([value.encode() for value in values])
+        table = table.set_column(DOCUMENTS.get_field_index(name), DOCUMENTS.field(name), column)
+    return table
 
 
 def _ids(task: Path) -> NDArray[np.uint64]:
@@ -138,7 +140,7 @@ def _rename(
     renamed: dict[int, list[tuple[int, str, str]]] = {}
     new: list[int] = []
     for number, documents in groupby(repeated, key=lambda found: int(np.searchsorted(starts, found[0], "right")) - 1):
-        table = pq.ParquetFile(groups[number].file).read(columns=["source", "origin"], use_threads=False)
+        table = read_columns(groups[number].file, ["source", "origin"])
         for document, before in documents:
             row = document - int(starts[number])
             source, name = table["source"][row].as_py(), table["origin"][row].as_py()

@@ -7,6 +7,7 @@ links or in a loop of them, is read once, under the way without links if there i
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -25,6 +26,7 @@ _MAGIC = re.compile(r"[*?[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CONTAINER = re.compile(r"\.(?:zip|tar|tgz|tbz2?|txz|tzst|gz|bz2|xz|zst)$", re.IGNORECASE)
 _COMPRESSED = re.compile(r"\.(?:gz|bz2|xz|zst)$", re.IGNORECASE)
+_COMPRESSED_TAR = re.compile(r"\.(?:tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _PACKAGES = {  # what fsspec needs for a protocol
     "abfs": "adlfs", "az": "adlfs", "gcs": "gcsfs", "gs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp",
     "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs", "sftp": "paramiko", "ssh": "paramiko", "webhdfs": "requests",
@@ -45,9 +47,12 @@ def find_files(source: PathSource, tally: Tally) -> list[File]:
     """The files that a source means, sorted by name. What cannot be looked at is counted as a problem.
 
     GristmillError when nothing matches, or when the path cannot be looked up at all."""
-    found = _remote(source.path) if is_url(source.path) else _local(source.path, tally)
+    problems = Tally()
+    found = _remote(source.path) if is_url(source.path) else _local(source.path, problems)
     if not found:
-        raise GristmillError(f"path {source.path!r} matches no file{_seen_from(source.path)}; correct it")
+        why = problems.problems["unreadable"][1][0] if problems.problems else "correct it"
+        raise GristmillError(f"path {source.path!r} matches no file{_seen_from(source.path)}; {why}")
+    tally.add(problems)
     chosen = [file for file in found if _is_chosen(file, source, tally)]
     return sorted(chosen)
 
@@ -70,6 +75,11 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether a path below a source's directory matches a pattern; one without a slash is for the last part."""
     base = name.rpartition("/")[2]
     return any(_compiled(pattern).fullmatch(name if "/" in pattern else base) for pattern in patterns)
+
+
+def without_compression(name: str) -> str:
+    """`a.txt` for `a.txt.gz`, `a.tar` for `a.tgz`."""
+    return _COMPRESSED_TAR.sub(".tar", _COMPRESSED.sub("", name))
 
 
 def is_hidden(name: str) -> bool:
@@ -135,7 +145,9 @@ def _local(path: str, tally: Tally) -> list[File]:
     where = Path(path.removeprefix("file://")).expanduser()
     try:
         info = where.stat()
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.ELOOP):
+            raise GristmillError(f"path {path!r} cannot be looked up: {error.strerror}") from None
         info = None
     if info is not None and not stat.S_ISDIR(info.st_mode):
         return [_local_file(where.name, where, info)] if stat.S_ISREG(info.st_mode) else []
@@ -168,7 +180,7 @@ def matches_path(name: str, pattern: str) -> bool:
 
 def _named(base: Path, name: str) -> str:
     place = base.name if base.name != ".." else ""
-    return _text(f"{place}/{name}" if place else name)
+    return _text(f"{place}/{name}".strip("/") or ".")
 
 
 def _text(name: str) -> str:

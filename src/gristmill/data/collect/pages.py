@@ -14,9 +14,6 @@ import sys
 import uuid
 from pathlib import Path
 
-from warcio.statusandheaders import StatusAndHeaders
-from warcio.warcwriter import WARCWriter
-
 from gristmill.errors import GristmillError
 
 from ..config import WebConfig
@@ -103,6 +100,9 @@ def _run_renderer(modules: list[str], file: Path) -> None:
 
 def write_warc(path: Path, pages: list[tuple[str, str]]) -> None:
     """One WARC response record per page; the same pages give the same bytes."""
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
     with open(path, "wb") as file:
         writer = WARCWriter(file, gzip=True)
         for module, page in pages:

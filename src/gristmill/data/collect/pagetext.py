@@ -17,13 +17,7 @@ _XML_ENCODING = re.compile(rb"^\s*<\?xml[^>]{0,100}?encoding\s*=\s*[\"']([\w.:-]
 _META_BYTES = 4096  # browsers look at the first 1024 bytes (HTML standard, 13.2.3.2); pages declare it later too
 _FRONT_MATTER = re.compile(r"\A---[ \t\r]*\n(?:[^\n]*\n){0,200}?(?:---|\.\.\.)[ \t\r]*(?:\n|\Z)")
 _FRONT_KEY = re.compile(r"^[\w-]+[ \t]*:", re.MULTILINE)
-_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
-
-
-class TooLarge(BadInput):
-    """A document longer than the limits allow."""
-
-    kind = "too_large"
+WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def main_text(html: bytes, engine: str = "resiliparse", charset: str | None = None) -> tuple[str, bool]:
@@ -50,12 +44,12 @@ def check_engine(engine: str) -> None:
             ) from None
 
 
-def read_html(stream: BinaryIO, engine: str, limit: int, charset: str | None = None) -> Iterator[Extracted]:
+def read_html(stream: BinaryIO, engine: str, limit: int) -> Iterator[Extracted]:
     """The one document of an HTML file of at most `limit` bytes."""
     html = stream.read(limit + 1)
     if len(html) > limit:
-        raise TooLarge(f"is a page of more than {limit:,} bytes")
-    text, repaired = main_text(html, engine, charset)
+        raise BadInput(f"is a page of more than {limit:,} bytes", "too_large")
+    text, repaired = main_text(html, engine)
     yield Extracted(text, flags=REPAIRED if repaired else "")
 
 
@@ -73,8 +67,8 @@ def read_text(
     if not offset and len(data) <= limit:
         yield (len(data), 1), _text(data, "", markdown)
         return
-    if not offset and data.startswith(_WIDE_MARKS):
-        raise TooLarge(f"is UTF-16 text of more than {limit:,} bytes")
+    if not offset and data.startswith(WIDE_MARKS):
+        raise BadInput(f"is UTF-16 text of more than {limit:,} bytes", "too_large")
     while data:
         cut = data.rfind(b"\n", 0, limit) + 1 if len(data) > limit else len(data)
         number += 1

@@ -14,6 +14,7 @@ from ..pool import Mapper
 from .discover import File, find_files, is_url, open_file
 from .formats.base import BadInput
 from .formats.licenses import nearest_license, tree_licenses
+from .pagetext import WIDE_MARKS
 from .streams import compression_of
 from .tables import open_parquet
 from .tally import Tally
@@ -161,12 +162,14 @@ def _count_lines(config: CollectConfig, lists: list[list[File]], mapper: Mapper)
 
 
 def _is_plain(file: File) -> bool:
-    """Whether a file lies on this machine, can be opened, and is not compressed whatever it is called."""
+    """Whether a file lies on this machine, can be opened, and is neither compressed, whatever it is called, nor UTF-16:
+    whether its line ends can be sought as bytes."""
     if is_url(file.path):
         return False
     try:
         with open_file(file.path) as stream:
-            return compression_of(stream.read(8)) is None
+            head = stream.read(8)
+            return compression_of(head) is None and not head.startswith(WIDE_MARKS)
     except OSError:
         return False
 

@@ -19,26 +19,24 @@ from gristmill.errors import GristmillError
 from ..config import LimitsConfig, PathSource
 from . import tables
 from .archives import Member, Tree, archive_of, tar_members, tar_tree, zip_members, zip_tree
-from .discover import is_wanted
+from .discover import is_wanted, without_compression
 from .formats.base import REPAIRED, BadInput, Extracted, read_whole
 from .formats.detect import HEAD_BYTES, detect
-from .pagetext import read_html, read_text
+from .formats.zips import open_zip
+from .pagetext import WIDE_MARKS, read_html, read_text
 from .streams import Budget, compression_of, problem_of, unpack
-from .tables import Place, Row, Table
+from .tables import Place, Table
 from .tally import Tally, printable
 from .warc import WarcReader, is_packed_by_record
 
 # Formats with a module of that name in `formats`.
 MODULES = ("code", "epub", "gutenberg", "latex", "man", "notebook", "pdf", "rst", "stackexchange", "wikipedia")
-# Those of them that are not read as streams.
-_HELD_WHOLE = ("epub", "latex", "notebook", "pdf")
+_STREAMED = ("stackexchange", "wikipedia")  # those of them that hold no file whole
 _BY_ENDING = {
     "arc": "arc", "csv": "csv", "htm": "html", "html": "html", "jsonl": "jsonl", "markdown": "markdown",
     "md": "markdown", "ndjson": "jsonl", "parquet": "parquet", "tsv": "tsv", "warc": "warc", "wet": "warc",
     "xhtml": "html",
 }  # fmt: skip
-_PACKED_ENDING = re.compile(r"\.(?:gz|bz2|xz|zst)$", re.IGNORECASE)
-_PACKED_TAR = re.compile(r"\.(?:tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _OFFICE = re.compile(r"\.(?:docx|pptx|xlsx|od[pst])$", re.IGNORECASE)  # zip archives of XML that is no prose
 _HTML = re.compile(rb"\s*(?:<!--.{0,1000}?-->\s*)?<(?:!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL)
 _ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
@@ -74,7 +72,6 @@ class Input(NamedTuple):
 
     name: str
     inner: str
-    size: int | None
     open: Callable[[], BinaryIO]
     license: str | None = None
     siblings: Callable[[str], bytes | None] | None = None  # other files, by their path from this one's directory
@@ -96,15 +93,18 @@ class Reader:
         try:
             stream = file.open()
         except Exception as error:  # also what the file systems behind URLs raise
-            kind = _kind(error) if isinstance(error, BadInput) else "unreadable"
+            kind = error.kind if isinstance(error, BadInput) else "unreadable"
             self.tally.problem(kind, file.name, getattr(error, "strerror", None) or error)
             return
+        told, is_empty = self.tally.told, not start and part is None
         with closing(stream):
             try:
-                yield from self._opened(file, stream, start, part, budget, depth)
+                for found in self._opened(file, stream, start, part, budget, depth):
+                    is_empty = False
+                    yield found
             except BadInput as error:
                 if problem_of(stream) is None:
-                    self.tally.problem(_kind(error), file.name, error)
+                    self.tally.problem(error.kind, file.name, error)
             except GristmillError as error:
                 self.tally.problem("missing_package", file.name, error)
             except OSError as error:
@@ -115,6 +115,8 @@ class Reader:
                 self.tally.problem("reader_failed", file.name, f"{type(error).__name__}: {error}")
             if (problem := problem_of(stream)) is not None:
                 self.tally.problem(problem[0], file.name, problem[1])
+        if is_empty and self.tally.told == told:  # an archive without files, a table without rows
+            self.tally.problem("empty", file.name)
 
     def _opened(
         self, file: Input, stream: BinaryIO, start: Place, part: Part | None, budget: Budget, depth: int
@@ -134,7 +136,7 @@ class Reader:
             self.tally.pass_over("excluded")
         elif format is None:
             self.tally.problem("unknown_format", file.name)
-        elif self._fits(file, format):
+        else:
             if not start and (part is None or part.first == 0):
                 self.tally.files += 1
             yield from self._documents(file, stream, format, start, part)
@@ -153,7 +155,7 @@ class Reader:
         def unpacked() -> BinaryIO:
             return unpack(first.pop() if first else file.open(), packed, budget)
 
-        content = Input(file.name, inner, None, unpacked, file.license, file.siblings, file.again, True)
+        content = Input(file.name, inner, unpacked, file.license, file.siblings, file.again, True)
         yield from self._read(content, start, None, budget, depth)
 
     def _members(
@@ -167,9 +169,14 @@ class Reader:
             return
         if not file.again or (archive == "zip" and not stream.seekable()):  # it is looked at twice
             stream = io.BytesIO(read_whole(stream, self.limits.max_in_memory_bytes))
-        tree = self._tree(file, stream, archive)
-        walk = zip_members if archive == "zip" else tar_members
-        for member in walk(stream, file.name, start[0] if start else 0, budget, self.tally):
+        first = start[0] if start else 0
+        if archive == "zip":
+            opened = open_zip(stream, self.limits.max_members, self.limits.max_in_memory_bytes)
+            tree, members = zip_tree(opened), zip_members(opened, file.name, first, budget, self.tally)
+        else:
+            tree = self._tar_tree(file, stream, budget)
+            members = tar_members(stream, file.name, first, budget, self.tally)
+        for member in members:
             inside = start[1:] if start and member.number == start[0] else ()
             for found in self._member(file, member, tree, inside, budget, depth):
                 yield found._replace(place=(member.number, *found.place))
@@ -183,25 +190,21 @@ class Reader:
         inner = without_compression(member.name)
         license = tree.license(member.inner) or file.license
         siblings = partial(tree.sibling, member.inner)
-        content = Input(member.name, inner, member.size, member.open, license, siblings, again=False)
+        content = Input(member.name, inner, member.open, license, siblings, again=False)
         yield from self._read(content, start, None, budget, depth)
 
-    def _tree(self, file: Input, stream: BinaryIO, archive: str) -> Tree:
-        """What members of an archive need to know of others."""
+    def _tar_tree(self, file: Input, stream: BinaryIO, budget: Budget) -> Tree:
+        """What members of a tar archive need to know of others. One that is compressed is unpacked once more for it, as
+        far as its members may be later; that spends nothing."""
         if stream.seekable():
-            tree = zip_tree(stream) if archive == "zip" else tar_tree(stream)
+            tree = tar_tree(stream)
             stream.seek(0)
             return tree
+        left = budget.bytes
         with closing(file.open()) as once_more:
-            return tar_tree(once_more)
-
-    def _fits(self, file: Input, format: str) -> bool:
-        """Whether a file that must be held in memory may be."""
-        limit = self.limits.max_in_memory_bytes
-        if format in _HELD_WHOLE and file.size is not None and file.size > limit:
-            self.tally.problem("too_large", file.name, f"{file.size:,} bytes")
-            return False
-        return True
+            tree = tar_tree(once_more)
+        budget.bytes = left
+        return tree
 
     def _format(self, name: str, head: bytes) -> str | None:
         """The format of a file: as the recipe says, else by its name and its first bytes; None for an unknown one."""
@@ -229,16 +232,14 @@ class Reader:
                 continue
             separator = "/" if document.part and not document.part.startswith("#") else ""
             origin = printable(f"{file.name}{separator}{document.part}")
-            flags = document.flags if isinstance(document, Extracted) else ""
-            if REPAIRED in flags.split(","):
+            if REPAIRED in document.flags.split(","):
                 self.tally.problem("repaired", origin)
-            domain = document.domain if isinstance(document, Row) else None
-            license = document.license or file.license
-            yield Found(place, origin, format, document.text, license, document.language, domain, flags)
+            text, _, license, language, flags, domain = document
+            yield Found(place, origin, format, text, license or file.license, language, domain, flags)
 
     def _rows(
         self, file: Input, stream: BinaryIO, format: str, start: Place, part: Part | None
-    ) -> Iterator[tuple[Place, Extracted | Row | None]]:
+    ) -> Iterator[tuple[Place, Extracted | None]]:
         limit = self.limits.max_document_bytes
         if format in ("text", "markdown"):
             return read_text(stream, limit, start, markdown=format == "markdown")
@@ -251,9 +252,10 @@ class Reader:
                 "notebook": {"outputs": self.source.notebook_outputs},
                 "stackexchange": {"answers": self.source.stackexchange_answers},
             }
-            return _numbered(module.read(stream, file.inner, **options.get(format, {})), start)
+            bound = {} if format in _STREAMED else {"limit": self.limits.max_in_memory_bytes}
+            return _numbered(module.read(stream, file.inner, **options.get(format, {}), **bound), start)
         if format in ("warc", "arc"):
-            archive = WarcReader(file.name, self.source, self.limits, self.tally)
+            archive = WarcReader(file.name, self.source.html, self.limits, self.tally)
             if format == "arc":
                 return archive.read_arc(stream, start)
             return archive.read(stream, start, part.first if part else 0, part.last if part else None)
@@ -261,7 +263,7 @@ class Reader:
 
     def _table_rows(
         self, file: Input, stream: BinaryIO, format: str, start: Place, part: Part | None
-    ) -> Iterator[tuple[Place, Row]]:
+    ) -> Iterator[tuple[Place, Extracted]]:
         table = Table(file.name, self.source, self.limits, self.tally)
         if format == "parquet":
             if not stream.seekable():
@@ -269,6 +271,8 @@ class Reader:
             return tables.read_parquet(table, stream, start, part and (part.first, part.last))
         if format == "json":
             return tables.read_json(table, stream, start)
+        if _head(stream).startswith(WIDE_MARKS):
+            stream = tables.as_utf8(table, stream, start)
         if format in ("csv", "tsv"):
             return tables.read_csv(table, stream, start, "\t" if format == "tsv" else ",;\t|")
         read = tables.read_jsonl if format == "jsonl" else tables.read_lines
@@ -277,17 +281,8 @@ class Reader:
         return read(table, stream, start or (part.first, part.lines_before), part.last)
 
 
-def _kind(error: BadInput) -> str:
-    return getattr(error, "kind", "broken")
-
-
 def _can_seek_records(stream: BinaryIO) -> bool:
     return stream.seekable() and is_packed_by_record(stream)
-
-
-def without_compression(name: str) -> str:
-    """`a.txt` for `a.txt.gz`, `a.tar` for `a.tgz`."""
-    return _PACKED_TAR.sub(".tar", _PACKED_ENDING.sub("", name))
 
 
 def _numbered(documents: Iterator[Extracted], start: Place) -> Iterator[tuple[Place, Extracted]]:

@@ -7,8 +7,6 @@ come from, never on the machine, its clock or the number of workers.
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -16,15 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gristmill.artifact import Figures, StageRun, hash_json, write_json
+from gristmill.artifact import Figures, StageRun, write_json
 from gristmill.errors import GristmillError
 
 from ..config import CollectConfig
 from ..engines import open_mapper
 from ..pool import Mapper
-from . import packages
 from .assemble import assemble
-from .discover import find_files
+from .inputs import package_versions
 from .pagetext import check_engine
 from .plan import Plan, Task, file_lists, make_plans, most_tasks
 from .tally import PROBLEMS, Tally
@@ -34,19 +31,20 @@ WARC = "web.warc.gz"
 REPORT = "report.json"
 LOOK_SECONDS = 1.0
 WAITING_LOOKED_AT = 256  # tasks are begun in their order: behind so many that were not, none was
-_READERS = ("fastwarc", "pypdfium2", "resiliparse", "trafilatura", "warcio")
-_TARGET = "gristmill.data.collect.worker:collect_task"
+_TARGET, _PRELOAD = "gristmill.data.collect.worker:collect_task", "gristmill.data.collect.worker:load"
 
 
 def collect_documents(config: CollectConfig, run: StageRun) -> Figures:
     """Write `documents/`, `report.json` and, with the web source, `web.warc.gz`."""
-    _check_packages(config)  # one that is missing shows before any work
+    package_versions(config)  # one that is missing shows before any work
+    for source in config.paths:
+        check_engine(source.html)
     started = time.perf_counter()
     tally = Tally()
     files = file_lists(config, tally)
     figures: Figures = {"documents": 0, "bytes": 0, "problems": 0}
     cpu_seconds = 0.0
-    with open_mapper(run.engine, run.workers, most_tasks(config, files)) as mapper:
+    with open_mapper(run.engine, run.workers, most_tasks(config, files), _PRELOAD) as mapper:
         plans = make_plans(config, files, run.out / WARC, run.scratch / "tasks", mapper)
         with _progress(run, [task for plan in plans for task in plan.tasks]):
             _consume(mapper(_TARGET, [task for plan in plans if not plan.is_cut for task in plan.tasks]))
@@ -74,34 +72,6 @@ def collect_documents(config: CollectConfig, run: StageRun) -> Figures:
         "seconds": round(time.perf_counter() - started, 3),
         "mb_per_cpu_second": round(tally.bytes / 1e6 / max(cpu_seconds, 1e-9), 2),
     }
-
-
-def inputs_identity(config: CollectConfig) -> dict[str, Any]:
-    """What the texts depend on beside the configuration: Python's version, those of the packages, and a hash over the
-    names, sizes and times of change of the files. Part of the stage's fingerprint."""
-    found: dict[str, Any] = {"python": platform.python_version(), "packages": _check_packages(config)}
-    lists = [[[file.name, file.size, file.stamp] for file in find_files(source, Tally())] for source in config.paths]
-    return found | {"paths": [{"files": len(files), "hash": hash_json(files)} for files in lists]}
-
-
-def _check_packages(config: CollectConfig) -> dict[str, str]:
-    """The versions of the packages that texts come from, or that take them out of files. GristmillError gives the
-    command that installs one that is missing and needed."""
-    needed: dict[str, str | None] = {}
-    if config.books.enabled:
-        needed |= dict(packages.WORKS[work] for work in config.books.works)
-    if config.docs.enabled:
-        needed |= dict.fromkeys(config.docs.packages)
-    for source in config.paths:
-        check_engine(source.html)
-    versions = {name: packages.distribution(name, needed[name]).version for name in sorted(needed)}
-    if config.web.enabled or config.paths:
-        for name in _READERS:
-            try:
-                versions[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                versions[name] = "none"  # what needs it is counted, or an error where it was asked for by name
-    return versions
 
 
 def _kept_tasks(plan: Plan, mapper: Mapper) -> Iterator[Task]:
@@ -179,7 +149,10 @@ def _tell(run: StageRun, finished: int, tasks: int, done: int, total: int) -> No
 
 def _nothing(tally: Tally) -> str:
     """Why no document was found, in the words of a user's mistake."""
-    if not tally.problems:
-        return "nothing was collected: the enabled sources hold no text; look at `collected` in the recipe"
     words = [f"{count} x {PROBLEMS[kind]} ({names[0]})" for kind, (count, names) in sorted(tally.problems.items())]
+    left_out = [f"{count} x {kind}" for kind, count in sorted(tally.passed_over.items())]
+    if not words and not left_out:
+        return "nothing was collected: the enabled sources hold no text; look at `collected` in the recipe"
+    if not words:
+        return f"nothing was collected, all was passed over: {', '.join(left_out)}; look at `collected` in the recipe"
     return f"nothing was collected, every input was bad: {'; '.join(words)}"

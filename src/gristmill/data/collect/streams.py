@@ -1,7 +1,7 @@
 """Compressed data as streams that end where the data break, and that no bomb can make endless.
 
 A stream here never raises for damaged data: it ends there and remembers why in `problem`, so that what came before is
-read. What it does raise is `Bomb`, when the data unpack to more than the limits allow.
+read. What it does raise is `BadInput`, when the data unpack to more than the limits allow.
 """
 
 from __future__ import annotations
@@ -25,12 +25,6 @@ _BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAErr
            tarfile.TarError, NotImplementedError)  # fmt: skip
 
 
-class Bomb(BadInput):
-    """The data unpack to more than the limits allow."""
-
-    kind = "bomb"
-
-
 class Truncated(EOFError):
     """The data end before their format does."""
 
@@ -45,16 +39,16 @@ class Budget:
     def spend(self, size: int) -> None:
         self.bytes -= size
         if self.bytes < 0:
-            raise Bomb(f"unpacks to more than {self.limits.max_unpacked_bytes:,} bytes")
+            raise BadInput(f"unpacks to more than {self.limits.max_unpacked_bytes:,} bytes", "bomb")
 
     def member(self) -> None:
         self.members -= 1
         if self.members < 0:
-            raise Bomb(f"holds more than {self.limits.max_members:,} files")
+            raise BadInput(f"holds more than {self.limits.max_members:,} files", "bomb")
 
     def check_ratio(self, unpacked: int, packed: int) -> None:
         if unpacked > RATIO_FREE_BYTES and unpacked > self.limits.max_ratio * packed:
-            raise Bomb(f"unpacks to more than {self.limits.max_ratio:g} times its size")
+            raise BadInput(f"unpacks to more than {self.limits.max_ratio:g} times its size", "bomb")
 
 
 class Unpacked(io.RawIOBase):

@@ -39,12 +39,16 @@ class Tally:
     read: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
     problems: dict[str, list[Any]] = field(default_factory=dict)  # kind -> [count, [the first ones]]
     passed_over: dict[str, int] = field(default_factory=dict)
+    documents: int = 0
+    bytes: int = 0  # of their texts
 
     def document(self, source: str, format: str, license: str, size: int) -> None:
         """Count a document of `size` bytes of text."""
         entry = self.read.setdefault((source, format, license), [0, 0])
         entry[0] += 1
         entry[1] += size
+        self.documents += 1
+        self.bytes += size
 
     def problem(self, kind: str, name: str, detail: object = "") -> None:
         """Count something that could not be read; `detail` says what is wrong with it."""
@@ -63,6 +67,8 @@ class Tally:
         """Add the counts of a later task."""
         self.files += other.files
         self.input_bytes += other.input_bytes
+        self.documents += other.documents
+        self.bytes += other.bytes
         for key, (documents, size) in other.read.items():
             entry = self.read.setdefault(key, [0, 0])
             entry[0] += documents
@@ -75,26 +81,17 @@ class Tally:
             self.passed_over[kind] = self.passed_over.get(kind, 0) + count
 
     @property
-    def documents(self) -> int:
-        return sum(documents for documents, _ in self.read.values())
-
-    @property
-    def bytes(self) -> int:
-        return sum(size for _, size in self.read.values())
+    def told(self) -> int:
+        """How many problems and things passed over were counted."""
+        return sum(count for count, _ in self.problems.values()) + sum(self.passed_over.values())
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "files": self.files,
-            "input_bytes": self.input_bytes,
-            "read": [[*key, *counts] for key, counts in self.read.items()],
-            "problems": self.problems,
-            "passed_over": self.passed_over,
-        }
+        return vars(self) | {"read": [[*key, *counts] for key, counts in self.read.items()]}
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> Tally:
         read = {(source, format, license): counts for source, format, license, *counts in state["read"]}
-        return cls(state["files"], state["input_bytes"], read, state["problems"], state["passed_over"])
+        return cls(**(state | {"read": read}))
 
     def report(self) -> dict[str, Any]:
         """The report of the artifact: JSON, the same for the same documents."""

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from ..config import LimitsConfig, PathSource
+from ..config import LimitsConfig
 from .formats.base import REPAIRED, BadInput, Extracted
 from .formats.decode import decode
 from .pagetext import main_text
@@ -43,10 +43,10 @@ class _Cut(Exception):
 
 
 class WarcReader:
-    """Reads the records of one archive called `name`."""
+    """Reads the records of one archive called `name`; `engine` finds the main text of its pages."""
 
-    def __init__(self, name: str, source: PathSource, limits: LimitsConfig, tally: Tally):
-        self.name, self.source, self.limits, self.tally = name, source, limits, tally
+    def __init__(self, name: str, engine: str, limits: LimitsConfig, tally: Tally):
+        self.name, self.engine, self.limits, self.tally = name, engine, limits, tally
 
     def read(
         self, stream: BinaryIO, start: Place, first: int = 0, end: int | None = None
@@ -152,7 +152,7 @@ class WarcReader:
             return None
         found = _CHARSET.search(payload.content_type)
         charset = found.group(1) if found else None
-        text, repaired = decode(body, charset) if kind == "text/plain" else main_text(body, self.source.html, charset)
+        text, repaired = decode(body, charset) if kind == "text/plain" else main_text(body, self.engine, charset)
         return Extracted(text, url, flags=REPAIRED if repaired else "")
 
 

@@ -7,6 +7,7 @@ each row group, so a task that was killed goes on there and writes the same byte
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import posixpath
@@ -19,14 +20,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..config import BooksConfig, CodeConfig, DocsConfig, LimitsConfig, PathSource, WebConfig
-from ..schema import DOCUMENTS, ROW_GROUP_BYTES, ROW_GROUP_ROWS, Document
-from . import packages, pages
+from ..schema import DOCUMENTS, ROW_GROUP_BYTES, ROW_GROUP_ROWS, Document, parquet_writer
+from . import packages
 from .archives import SIBLING_BYTES
-from .discover import open_file
-from .reader import Found, Input, Part, Reader, without_compression
+from .discover import open_file, without_compression
+from .reader import Found, Input, Part, Reader
 from .tables import Place
 from .tally import Tally
 from .warc import WarcReader
@@ -44,13 +44,20 @@ _PACKAGES: dict[str, tuple[Any, Callable[[Any], Iterator[Document]]]] = {
 def collect_task(task: dict[str, Any]) -> dict[str, Any]:
     """Do a task, or what is left of it. It gives `out` (its directory), `kind` (`books`, `code`, `docs`, `web`,
     `files`), the configuration, `files` and `part` for kind `files`, and `limit` (documents, or None)."""
-    output = _Output(Path(task["out"]))
-    if not output.done and output.tally.documents != task["limit"]:
+    output, limit = _Output(Path(task["out"])), task["limit"]
+    if not output.done and (limit is None or output.tally.documents < limit):
         for place, document, format in _documents(task, output):
             output.add(place, document, format)
-            if output.tally.documents == task["limit"]:
+            if limit is not None and output.tally.documents == limit:
                 break
     output.finish()
+    return {}
+
+
+def load(task: dict[str, Any]) -> dict[str, Any]:
+    """Load what nearly every task needs beside this module: the process that workers are forked from begins with it."""
+    for parser in ("fastwarc.warc", "resiliparse.extract.html2text", "resiliparse.parse.encoding"):
+        importlib.import_module(parser)
     return {}
 
 
@@ -120,13 +127,11 @@ class _Output:
 
     def _flush(self) -> None:
         if self._columns[0]:
-            arrays = [_strings(values) for values in self._columns]
+            arrays = [strings(values) for values in self._columns]
             file = _group_file(self._directory, self._groups)
             temporary = file.with_name(f".{file.name}.{os.getpid()}.writing")
-            pq.write_table(
-                pa.Table.from_arrays(arrays, schema=DOCUMENTS), temporary, compression="zstd", compression_level=1,
-                use_dictionary=["source", "domain", "language", "license", "flags"], write_statistics=False,
-            )  # fmt: skip
+            with parquet_writer(temporary, DOCUMENTS, compression_level=1) as writer:
+                writer.write_table(pa.Table.from_arrays(arrays, schema=DOCUMENTS))
             os.replace(temporary, file)
             ids = bytes.fromhex(b"".join(self._columns[0]).decode())
             self._append(IDS, 8 * self.tally.documents, ids)
@@ -155,7 +160,7 @@ class _Output:
             file.write(data)
 
 
-def _strings(values: list[bytes]) -> pa.Array:
+def strings(values: list[bytes]) -> pa.Array:
     """A string column. `pa.array` of a list would import pandas where it is installed: 50 MB in every worker."""
     offsets = np.zeros(len(values) + 1, np.int32)
     np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=offsets[1:])
@@ -179,11 +184,12 @@ def _documents(task: dict[str, Any], output: _Output) -> Iterator[tuple[Place, D
 
 def _web(task: dict[str, Any], output: _Output) -> Iterator[tuple[Place, Document, str]]:
     """The pages of the web source: rendered into a WARC file unless it is there, and read back from it."""
+    from . import pages
+
     warc = Path(task["warc"])
     if not warc.exists():
         pages.render_web(WebConfig.model_validate(task["config"]), warc, Path(task["out"]))
-    source = PathSource(path=str(warc), domain="web", name="python", license="PSF-2.0")
-    reader = WarcReader(warc.name, source, LimitsConfig.model_validate(task["limits"]), output.tally)
+    reader = WarcReader(warc.name, "resiliparse", LimitsConfig.model_validate(task["limits"]), output.tally)
     with open(warc, "rb") as stream:
         for place, found in reader.read(stream, output.place):
             yield place, Document(found.text, "python", "web", "en", "PSF-2.0", found.part), "warc"
@@ -200,7 +206,7 @@ def _files(task: dict[str, Any], output: _Output) -> Iterator[tuple[Place, Docum
         opened: list[BinaryIO] = []
         output.position = partial(_position, before, opened, size, part)
         file = Input(
-            name, without_compression(name), size, partial(_open, path, opened), license,
+            name, without_compression(name), partial(_open, path, opened), license,
             siblings=partial(_sibling, name, path),
         )  # fmt: skip
         start = output.place[1:] if number == first else ()

@@ -165,6 +165,7 @@ class LimitsConfig(Frozen):
     max_document_bytes: int = Field(
         default=16_000_000,
         ge=1000,
+        le=1 << 30,  # a column of texts has offsets of 32 bits
         description="Longest document: a field, a line, a page. Longer text files are read in parts, cut at line ends.",
     )
     max_in_memory_bytes: int = Field(

@@ -14,35 +14,41 @@ from typing import BinaryIO, NamedTuple
 
 
 class Extracted(NamedTuple):
-    """One document out of a file. `part` says where it stands in it, "" for the whole file. `license` and `language`
-    are None where the file does not state them. `flags` are words joined by commas, in alphabetical order."""
+    """One document out of a file. `part` says where it stands in it, "" for the whole file. `license`, `language` and
+    `domain` are None where the file does not state them. `flags` are words joined by commas, in alphabetical order."""
 
     text: str
     part: str = ""
     license: str | None = None
     language: str | None = None
     flags: str = ""
+    domain: str | None = None
 
 
 class BadInput(Exception):
-    """The file, or the rest of it, cannot be read; the message says what is wrong with it, without the file's name."""
+    """The file, or the rest of it, cannot be read; the message says what is wrong with it, without the file's name.
+    `kind` is that of the problem in the report (`tally.PROBLEMS`)."""
+
+    def __init__(self, message: str, kind: str = "broken"):
+        super().__init__(message)
+        self.kind = kind
 
 
 # A document format that cannot be streamed is read whole up to this size; larger files are refused.
-MAX_DOCUMENT_BYTES = 256 << 20
+MAX_WHOLE_BYTES = 256 << 20
 # What reading a file, compressed or not, can raise; zstd's errors are OSErrors.
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 REPAIRED = "repaired"  # the flag of a text whose bytes did not fit its encoding
 
 
-def read_whole(stream: BinaryIO, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
+def read_whole(stream: BinaryIO, limit: int) -> bytes:
     """All bytes of a stream. BadInput when there are more than `limit`, or when it breaks off."""
     try:
         data = stream.read(limit + 1)
     except READ_ERRORS as error:
         raise BadInput(f"cannot be read: {error}") from None
     if len(data) > limit:
-        raise BadInput(f"is larger than {limit:,} bytes, the most that is read of such a file")
+        raise BadInput(f"is larger than {limit:,} bytes, the most that is read of such a file", "too_large")
     return data
 
 

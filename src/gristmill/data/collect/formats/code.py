@@ -15,7 +15,7 @@ from .code_languages import code_language
 from .decode import decode
 from .licenses import license_of_notice
 
-MAX_CODE_BYTES = 8 << 20
+_MAX_CODE_BYTES = 8 << 20
 _VENDOR_DIRECTORIES = {
     "3rdparty", "_vendor", "_vendored", "bower_components", "carthage", "deps", "dist", "extern", "godeps",
     "jspm_packages", "node_modules", "pods", "site-packages", "third-party", "third_party", "thirdparty", "vendor",
@@ -51,17 +51,17 @@ _TABLES = re.compile(r"^(?:_tabversion|_lr_action_items|static const yytype_\w+ 
 _MINIFIED_MEAN_LINE = 110
 
 
-def read(stream: BinaryIO, name: str) -> Iterator[Extracted]:
+def read(stream: BinaryIO, name: str, limit: int = _MAX_CODE_BYTES) -> Iterator[Extracted]:
     """The one document of a source file. BadInput for what is binary, or of no language known here; an
     empty file has no document.
 
     `license` is that of the file's own notice; the one of the tree it lies in is `licenses.nearest_license`'s."""
-    data = read_whole(stream, MAX_CODE_BYTES)
+    data = read_whole(stream, min(limit, _MAX_CODE_BYTES))
     if b"\0" in data[:8192] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise BadInput("is binary, though its name is that of source code")
+        raise BadInput("is binary, though its name is that of source code", "unknown_format")
     language = code_language(name, data[:4096])
     if language is None:
-        raise BadInput("is in no programming language known here")
+        raise BadInput("is in no programming language known here", "unknown_format")
     text, repaired = decode(data, _declared(data))
     if not text.strip():
         return

@@ -19,8 +19,6 @@ _ENDINGS = {
     "rst": "rst",
     "tex": "latex",
 }
-# Tables, web pages and prose, which have readers elsewhere; by these names nothing else is looked for in the content.
-_ELSEWHERE = {"avro", "csv", "htm", "html", "jsonl", "markdown", "md", "ndjson", "parquet", "tsv", "warc", "xhtml"}
 _MAN_SECTION = re.compile(r"\.[0-9](?:[a-z]\w{0,6})?$|\.[nl]$")
 _MAN = re.compile(rb"(?:\A|\n)(?:'\\\"|\.\\\"|\.TH[ \t]|\.Dd[ \t]|\.so[ \t]+man)")
 _GUTENBERG = re.compile(
@@ -43,8 +41,6 @@ def detect(name: str, head: bytes) -> str | None:
         return "epub" if ending == "epub" or head[30:58] == b"mimetypeapplication/epub+zip" else None
     if ending in _ENDINGS:
         return _ENDINGS[ending]
-    if ending in _ELSEWHERE:
-        return None
     if ending == "xml" or head.lstrip()[:1] == b"<":
         return _xml(base, head)
     if b"\0" in head[:1024]:

@@ -16,15 +16,16 @@ from typing import BinaryIO
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from .base import REPAIRED, BadInput, Extracted, language_code, read_whole
+from .base import MAX_WHOLE_BYTES, REPAIRED, BadInput, Extracted, language_code, read_whole
 from .decode import decode
 from .licenses import license_of_statement
 from .markup import html_text, is_link_list
 from .xml import local_name, parse_small
+from .zips import open_zip
 
 _MAX_PACKAGE_BYTES = 2 << 20
 _MAX_CHAPTER_BYTES = 32 << 20
-_MAX_BOOK_BYTES = 256 << 20  # of all chapters, unpacked: no book is that long, a bomb is
+_MAX_FILES = 100_000
 _XHTML = {"application/xhtml+xml", "text/html", "text/x-oeb1-document", "application/x-dtbook+xml"}
 _LEFT_OUT = {"cover", "toc"}  # types of the guide (EPUB 2) that hold no prose
 # `<title/>` is whole in XHTML; read as HTML it would swallow all that follows.
@@ -33,19 +34,21 @@ _SELF_CLOSED = re.compile(r"<(title|script|style|iframe|textarea|noscript|xmp|a|
 _FONT_SCRAMBLING = {"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"}
 
 
-def read(stream: BinaryIO, name: str) -> Iterator[Extracted]:
+def read(stream: BinaryIO, name: str, limit: int = MAX_WHOLE_BYTES) -> Iterator[Extracted]:
     """The book as one document. A stream that cannot seek is read whole first. BadInput for a locked book."""
-    seekable = stream if stream.seekable() else io.BytesIO(read_whole(stream))
+    limit = min(limit, MAX_WHOLE_BYTES)
+    seekable = stream if stream.seekable() else io.BytesIO(read_whole(stream, limit))
     try:
-        with zipfile.ZipFile(seekable) as archive:
-            yield _book(archive)
+        with open_zip(seekable, _MAX_FILES, limit) as archive:
+            yield _book(archive, limit)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise BadInput(f"is no whole EPUB: {error}") from None
     except (KeyError, IndexError, AttributeError) as error:  # zipfile on headers that contradict each other
         raise BadInput(f"is no whole EPUB: {type(error).__name__} {error}") from None
 
 
-def _book(archive: zipfile.ZipFile) -> Extracted:
+def _book(archive: zipfile.ZipFile, limit: int) -> Extracted:
+    """The book, whose chapters may unpack to `limit` bytes together: no book is that long, a bomb is."""
     _refuse_locked(archive)
     place = _package_document(archive)
     package = parse_small(_member(archive, place, _MAX_PACKAGE_BYTES))
@@ -56,15 +59,15 @@ def _book(archive: zipfile.ZipFile) -> Extracted:
         except KeyError:
             continue  # the spine names a file that is not there
         size += len(data)
-        if size > _MAX_BOOK_BYTES:
-            raise BadInput(f"unpacks to more than {_MAX_BOOK_BYTES:,} bytes")
+        if size > limit:
+            raise BadInput(f"unpacks to more than {limit:,} bytes", "bomb")
         markup, was_repaired = decode(data)
         markup = _SELF_CLOSED.sub(r"<\1\2></\1>", markup)
         repaired |= was_repaired
         if not is_link_list(markup) and (text := html_text(markup)):
             chapters.append(text)
     if not chapters:
-        raise BadInput("holds no text")
+        raise BadInput("holds no text", "empty")
     metadata = {local_name(element): element for element in reversed(list(package.iter())) if _is_metadata(element)}
     rights, language = metadata.get("rights"), metadata.get("language")
     return Extracted(
@@ -84,7 +87,7 @@ def _member(archive: zipfile.ZipFile, path: str, limit: int) -> bytes:
     with archive.open(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise BadInput(f"holds {path!r}, which unpacks to more than {limit:,} bytes")
+        raise BadInput(f"holds {path!r}, which unpacks to more than {limit:,} bytes", "bomb")
     return data
 
 
@@ -95,7 +98,7 @@ def _refuse_locked(archive: zipfile.ZipFile) -> None:
     root = parse_small(_member(archive, "META-INF/encryption.xml", _MAX_PACKAGE_BYTES))
     methods = {e.get("Algorithm") for e in root.iter() if local_name(e) == "EncryptionMethod"}
     if methods - _FONT_SCRAMBLING:
-        raise BadInput("is locked (DRM): its chapters are encrypted")
+        raise BadInput("is locked (DRM): its chapters are encrypted", "encrypted")
 
 
 def _package_document(archive: zipfile.ZipFile) -> str:

@@ -58,10 +58,10 @@ _LANGUAGES = {
 }  # fmt: skip
 
 
-def read(stream: BinaryIO, name: str) -> Iterator[Extracted]:
+def read(stream: BinaryIO, name: str, limit: int = _MAX_BOOK_BYTES) -> Iterator[Extracted]:
     """The book as one document; its lines are left as they are. `language` is the header's; `license` is
     `public-domain` (in the USA), or `copyrighted` where the header says so."""
-    data = read_whole(stream, _MAX_BOOK_BYTES)
+    data = read_whole(stream, min(limit, _MAX_BOOK_BYTES))
     declared = _DECLARED.search(data[:_HEAD_CHARACTERS])
     text, repaired = decode(data, declared.group(1).decode("ascii") if declared else None)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -70,7 +70,7 @@ def read(stream: BinaryIO, name: str) -> Iterator[Extracted]:
     fields = dict(reversed(_FIELD.findall(header)))
     book = _without_notes(body)
     if not book:
-        raise BadInput("holds no text besides the header")
+        raise BadInput("holds no text besides the header", "empty")
     yield Extracted(
         book,
         license="copyrighted" if _COPYRIGHTED.search(header) else "public-domain" if known else None,

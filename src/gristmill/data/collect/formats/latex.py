@@ -43,7 +43,11 @@ _KEPT = frozenset(
 
 
 def read(
-    stream: BinaryIO, name: str, siblings: Callable[[str], bytes | None] | None = None, parts: bool = False
+    stream: BinaryIO,
+    name: str,
+    siblings: Callable[[str], bytes | None] | None = None,
+    parts: bool = False,
+    limit: int = _MAX_SOURCE_BYTES,
 ) -> Iterator[Extracted]:
     """The one document of a main file.
 
@@ -51,7 +55,7 @@ def read(
     None: it resolves `\\input`, `\\include`, `\\subfile` and `\\import`. A file that is no whole document, without
     `\\begin{document}`, is BadInput unless `parts`: it is read where another file inputs it.
     """
-    text, repaired = decode(read_whole(stream, _MAX_SOURCE_BYTES))
+    text, repaired = decode(read_whole(stream, min(limit, _MAX_SOURCE_BYTES)))
     source = _Source(siblings)
     text = source.prepare(text)
     is_part = _PART.search(text) is not None
@@ -67,7 +71,7 @@ def read(
         text = _STORED.sub(lambda match: source.stored[int(match.group(1)) % len(source.stored)], text)
         text = text.replace("\x00", "")  # a number that a broken command took a half of
     if not text:
-        raise BadInput("holds no text")
+        raise BadInput("holds no text", "empty")
     yield Extracted(text, flags=REPAIRED if repaired or source.repaired else "")
 
 
@@ -134,7 +138,7 @@ class _Source:
             self._inputs += 1
             self._room -= len(text)
             if self._room < 0:
-                raise BadInput(f"inputs files of more than {_MAX_SOURCE_BYTES:,} bytes")
+                raise BadInput(f"inputs files of more than {_MAX_SOURCE_BYTES:,} bytes", "too_large")
             if _PART.search(text):  # a document of its own when it is not a part of this one
                 text = _cut(text)[1]
             self._open.append(path)

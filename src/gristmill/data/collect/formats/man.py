@@ -87,18 +87,18 @@ class _Page:
         return "\n\n".join(self.blocks)
 
 
-def read(stream: BinaryIO, name: str) -> Iterator[Extracted]:
+def read(stream: BinaryIO, name: str, limit: int = _MAX_PAGE_BYTES) -> Iterator[Extracted]:
     """The page as one document; `language` is that of a directory like `man/de/man1/` in `name`. BadInput for a page
     that only points to another one (`.so`)."""
-    data = read_whole(stream, _MAX_PAGE_BYTES)
+    data = read_whole(stream, min(limit, _MAX_PAGE_BYTES))
     coding = _CODING.search(data[:400])
     text, repaired = decode(data, coding.group(1).decode("ascii") if coding else None)
     text = text.replace("\r\n", "\n")
     if link := _LINK.match(text[:2000]):
-        raise BadInput(f"only points to another page: {link.group(1)}")
+        raise BadInput(f"only points to another page: {link.group(1)}", "empty")
     page = _Formatter().format(text)
     if not page:
-        raise BadInput("holds no text")
+        raise BadInput("holds no text", "empty")
     directory = re.search(r"(?:^|/)man/([a-z]{2,3}(?:[_.@][\w.@-]+)?)/man\w+/", name)
     language = language_code(directory.group(1)) if directory else None
     yield Extracted(page, language=language, flags=REPAIRED if repaired else "")

@@ -25,10 +25,10 @@ _LANGUAGE_MAGICS = {
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
-def read(stream: BinaryIO, name: str, outputs: bool = False) -> Iterator[Extracted]:
+def read(stream: BinaryIO, name: str, outputs: bool = False, limit: int = _MAX_NOTEBOOK_BYTES) -> Iterator[Extracted]:
     """The notebook as one document; with `outputs`, also what its cells printed or showed as text, cut to 2,000
     characters a cell. The flag `code-LANGUAGE` names the language of its code."""
-    text, repaired = decode(read_whole(stream, _MAX_NOTEBOOK_BYTES))
+    text, repaired = decode(read_whole(stream, min(limit, _MAX_NOTEBOOK_BYTES)))
     try:
         notebook = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -56,7 +56,7 @@ def read(stream: BinaryIO, name: str, outputs: bool = False) -> Iterator[Extract
         elif kind in ("markdown", "raw", "html") and (prose := _EMBEDDED.sub("", source).strip()):
             pieces.append(prose)
     if not pieces:
-        raise BadInput("holds no text")
+        raise BadInput("holds no text", "empty")
     text = "\n\n".join(pieces).encode("utf-8", "replace").decode("utf-8")  # JSON may hold lone surrogates
     flags = join_flags(f"code-{language}" if has_code and language else "", REPAIRED if repaired else "")
     yield Extracted(text.replace("\0", ""), flags=flags)

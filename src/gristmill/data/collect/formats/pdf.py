@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from gristmill.errors import GristmillError
 
-from .base import BadInput, Extracted, read_whole
+from .base import MAX_WHOLE_BYTES, BadInput, Extracted, read_whole
 
 _MAX_PAGES = 20_000
 _MAX_PAGE_CHARACTERS = 1 << 20
@@ -36,29 +36,34 @@ _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi",
 _FULL_LINE = 0.8  # of the page's usual line; a shorter one ends a paragraph, a list's item, a heading
 
 
-def read(stream: BinaryIO, name: str) -> Iterator[Extracted]:
-    """The document's text. BadInput when it is encrypted, damaged, or has no text layer; the file is held in memory,
-    its pages one at a time. GristmillError when pypdfium2 is not installed."""
+def read(stream: BinaryIO, name: str, limit: int = MAX_WHOLE_BYTES) -> Iterator[Extracted]:
+    """The document's text. BadInput when it is encrypted, damaged, or has no text layer, and after the text where it
+    has too many pages; the file is held in memory, its pages one at a time. GristmillError when pypdfium2 is not
+    installed."""
     try:
         import pypdfium2
     except ImportError:
         raise GristmillError(
             "PDF files are read by package pypdfium2: run `pip install gristmill[pdf]`, or exclude *.pdf"
         ) from None
-    data = read_whole(stream)
+    data = read_whole(stream, min(limit, MAX_WHOLE_BYTES))
     try:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
-        encrypted = "assword" in str(error) or "ecurity" in str(error)
-        raise BadInput("is encrypted" if encrypted else f"is no whole PDF: {error}") from None
+        if "assword" in str(error) or "ecurity" in str(error):
+            raise BadInput("is encrypted", "encrypted") from None
+        raise BadInput(f"is no whole PDF: {error}") from None
     try:
+        count = len(document)
         pages = _pages(document, pypdfium2.PdfiumError)
     finally:
         document.close()
     characters = sum(len(line) for page in pages for line in page)
     if characters < _MIN_CHARACTERS_PER_PAGE * max(len(pages), 1):
-        raise BadInput("has no text layer; it is a scan, and would need character recognition")
+        raise BadInput("has no text layer; it is a scan, and would need character recognition", "empty")
     yield Extracted(_paragraphs(_without_edges(pages)))
+    if count > _MAX_PAGES:
+        raise BadInput(f"has {count:,} pages; those behind page {_MAX_PAGES:,} are left out", "too_large")
 
 
 def _pages(document: Any, error_type: type[Exception]) -> list[list[str]]:

@@ -56,12 +56,12 @@ _SILENT_ARGUMENT = {
 }  # fmt: skip
 
 
-def read(stream: BinaryIO, name: str) -> Iterator[Extracted]:
+def read(stream: BinaryIO, name: str, limit: int = _MAX_BYTES) -> Iterator[Extracted]:
     """The document; BadInput when nothing is left of it, as of a mere list of includes."""
-    text, repaired = decode(read_whole(stream, _MAX_BYTES))
+    text, repaired = decode(read_whole(stream, min(limit, _MAX_BYTES)))
     body = rst_to_text(text)
     if not body:
-        raise BadInput("holds no text")
+        raise BadInput("holds no text", "empty")
     yield Extracted(body, flags=REPAIRED if repaired else "")
 
 

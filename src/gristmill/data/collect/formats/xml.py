@@ -85,7 +85,7 @@ def stream_events(
             return
         position += len(chunk)
         if position - max(parser.CurrentByteIndex, 0) > _MAX_TOKEN_BYTES:
-            raise BadInput(f"holds a single tag of more than {_MAX_TOKEN_BYTES:,} bytes")
+            raise BadInput(f"holds a single tag of more than {_MAX_TOKEN_BYTES:,} bytes", "too_large")
 
 
 def _refuse_entity(name: str, *_: object) -> None:
