@@ -22,6 +22,7 @@ def test_similar_pairs_are_all_pairs() -> None:
     expected = [(a, b, jaccard(sets[a], sets[b])) for a, b in combinations(range(len(sets)), 2)]
     assert list(similar_pairs(sets, 0.3)) == [pair for pair in expected if pair[2] >= 0.3]
     assert grams("One, two three four FIVE six") == {"one two three four five", "two three four five six"}
+    assert grams("水车在河边, mill") == {"水 车 在 河 边", "车 在 河 边 mill"}
     assert (len(grams("a b")), len(grams(""))) == (1, 0)
 
 

@@ -35,6 +35,8 @@ Grams = frozenset[str]
 Pair = tuple[int, int, float]
 
 NGRAM = 5
+_IDEOGRAPHS = "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|(?:(?![{_IDEOGRAPHS}])\w)+")
 LEAST_LISTED = 0.5
 BINS = (0.5, 0.6, 0.7, 0.8, 0.9)  # lower ends
 SHORTEST, LONGEST = 120, 500  # words of a passage
@@ -76,8 +78,9 @@ def plant(directories: Iterable[Path] = (), originals: int = 1000, seed: int = 0
 
 
 def grams(text: str) -> Grams:
-    """The word 5-grams of a text as a set; all its words where it has fewer than five."""
-    words = re.findall(r"\w+", text.lower())
+    """The word 5-grams of a text as a set; all its words where it has fewer than five. Ideographs and kana, which no
+    blank parts into words, are words by themselves."""
+    words = _WORD.findall(text.lower())
     return frozenset(" ".join(words[i : i + NGRAM]) for i in range(max(len(words) - NGRAM + 1, min(len(words), 1))))
 
 
