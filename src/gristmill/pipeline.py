@@ -53,7 +53,13 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage("collected", "collection", "data.collect:collect", identity="data.collect:identity"),
     Stage("corpus", "corpus", "data.process:process", needs=("collected",), identity="data.process:identity"),
-    Stage("tokenizer", "tokenizer", "tokenizer.train:train_tokenizer", needs=("corpus",)),
+    Stage(
+        "tokenizer",
+        "tokenizer",
+        "tokenizer.train:train_tokenizer",
+        needs=("corpus",),
+        identity="tokenizer.templates:identity",
+    ),
     Stage("tokens", "tokens", "tokenizer.pack:pack", needs=("corpus", "tokenizer")),
     Stage("base", "model", "train.pretrain:pretrain", needs=("tokenizer", "tokens")),
     Stage("sft", "model", "align.sft:sft", needs=("base", "tokens")),

@@ -9,9 +9,9 @@ import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-import gristmill.tokenizer
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
+from gristmill.tokenizer.templates import builtin_template
 from gristmill.tokenizer.tokenizer import Tokenizer
 
 SPECIALS = ["<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
@@ -30,8 +30,7 @@ def write_tokenizer(directory: Path) -> Path:
     backend.save(str(directory / "tokenizer.json"))
     named = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
     (directory / "tokenizer_config.json").write_text(json.dumps(named))
-    template = Path(gristmill.tokenizer.__file__).parent / "chat_template.jinja"
-    (directory / "chat_template.jinja").write_text(template.read_text())
+    (directory / "chat_template.jinja").write_text(builtin_template("chatml"))
     return directory
 
 

@@ -17,7 +17,7 @@ from gristmill.model.decoder import Decoder
 from gristmill.tokenizer.config import TokenizerConfig, TokensConfig
 from gristmill.tokenizer.pack import pack
 from gristmill.tokenizer.tokenizer import Tokenizer
-from gristmill.tokenizer.train import train_bpe, write_tokenizer
+from gristmill.tokenizer.train import train_on_texts
 from gristmill.weights.hf import save_model
 
 TEXTS = {
@@ -37,7 +37,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tokenizer_directory = root / "tokenizer"
     tokenizer_directory.mkdir()
     texts = [text for documents in TEXTS.values() for text in documents]
-    write_tokenizer(train_bpe(TokenizerConfig(vocab_size=320), iter(texts * 3)), tokenizer_directory)
+    train_on_texts(TokenizerConfig(vocab_size=320), texts * 3, tokenizer_directory)
     tokenizer = Tokenizer.load(tokenizer_directory)
     write_corpus(root / "corpus", TEXTS)
     write_json(root / "corpus" / "report.json", {"weights": dict.fromkeys(TEXTS, 0.5)})

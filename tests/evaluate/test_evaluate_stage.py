@@ -189,7 +189,7 @@ def test_mistakes_name_what_is_wrong(small_run: dict[str, Path], stage_run: Make
     other = tmp_path / "other"
     shutil.copytree(small_run["dpo"], other)
     (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    with pytest.raises(GristmillError, match="run stage 'dpo' again"):
+    with pytest.raises(GristmillError, match="was made with another tokenizer or chat template"):
         evaluate(CONFIG, stage_run({**small_run, "dpo": other}))
 
     leaked = tmp_path / "leaked"

@@ -46,6 +46,8 @@ def test_tokenizing_and_searching(finished_run):
         answer = asked.post("/api/tokenize", json={"text": "the miller"}).json()
         assert "".join(piece["text"] for piece in answer["pieces"]) == "the miller"
         assert asked.get("/api/vocabulary", params={"query": "im_end"}).json()["total"] == 1
+        assert asked.get("/api/merges", params={"word": " miller"}).json()["steps"][0]["number"] >= 1
+        assert asked.get("/api/merges", params={"word": "x" * 1001}).status_code == 422
         assert asked.post("/api/tokenize", json={"text": "x" * 20_001}).status_code == 422
         assert asked.post("/api/tokenize", content=b'{"text": "\\ud800 lone"}').status_code == 422
 

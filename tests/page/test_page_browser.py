@@ -148,6 +148,28 @@ def test_the_tokenizer_colours_what_is_typed(browser, finished_run):
         assert browser.errors == []
 
 
+def test_a_piece_shows_how_its_word_was_built(browser, finished_run):
+    with serving(make_app(finished_run)) as address:
+        browser.size(360, 800)
+        browser.open(f"{address}/#tokenization")
+        browser.wait_for("document.querySelectorAll('.tokens .token').length > 3")
+        assert browser.evaluate("document.querySelector('.built').hidden")
+        browser.evaluate("document.querySelectorAll('.tokens .token')[1].click()")
+        browser.wait_for("!document.querySelector('.built').hidden")
+        assert browser.evaluate("document.querySelectorAll('.tokens [aria-selected=true]').length") == 1
+        assert "was built" in browser.evaluate("document.querySelector('.built').textContent")
+        assert browser.evaluate("document.querySelectorAll('.built tbody tr').length") > 1
+        before = browser.evaluate("document.querySelector('.built h4').textContent")
+        browser.evaluate(
+            "document.querySelector('.tokens').dispatchEvent(new KeyboardEvent('keydown', {key: 'End', bubbles: true}))"
+        )
+        browser.wait_for(f"document.querySelector('.built h4').textContent !== {before!r}")
+        chosen = "document.querySelector('.tokens').getAttribute('aria-activedescendant')"
+        assert browser.evaluate(f"document.getElementById({chosen}) === document.querySelector('.tokens').lastChild")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 360
+        assert browser.errors == []
+
+
 def test_the_rail_works_by_keyboard_and_keeps_its_place_in_the_address(browser, finished_run):
     with serving(make_app(finished_run)) as address:
         browser.open(address)

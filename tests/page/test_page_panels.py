@@ -4,16 +4,17 @@ import json
 import random
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from page_run import CONFIGS, EVIL, SHAPE, SOURCES, VOCABULARY, make_run
+from page_run import CONFIGS, EVIL, SHAPE, SOURCES, VOCABULARY, make_run, replace_by_unigram
 
 from gristmill.model.config import ModelConfig
 from gristmill.page.files import Run, tensor_shapes
 from gristmill.page.panel_model import chart_specs, metric_rows, split_of_shape, split_of_tensors, thinned
 from gristmill.page.panels import PANELS, panel
-from gristmill.page.play import ROWS, pieces_of, run_tokenizer, tokenize, vocabulary
+from gristmill.page.play import ROWS, merges, run_tokenizer, tokenize, vocabulary
 from gristmill.page.state import StageState
 
 KINDS = {
@@ -299,12 +300,87 @@ def test_damaged_files_leave_a_note_in_their_place(tmp_path, finished_run):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=60))
-def test_pieces_join_to_the_text_and_their_ids_to_its_ids(finished_run, text):
-    tokenizer = run_tokenizer(Run(finished_run))
-    ids = tokenizer.encode(text)
-    pieces = pieces_of(tokenizer, ids)
+def test_pieces_join_to_the_text_and_words_hold_them(finished_run, text):
+    answer = tokenize(Run(finished_run), text)
+    pieces, words = answer["pieces"], answer["words"]
     assert "".join(piece["text"] for piece in pieces) == text
-    assert [i for piece in pieces for i in piece["ids"]] == ids
+    assert "".join(words) == text
+    assert [i for piece in pieces for i in piece["ids"]] == run_tokenizer(Run(finished_run)).encode(text)
+    for number, word in enumerate(words):
+        assert "".join(piece["text"] for piece in pieces if piece["word"] == number) == word
+
+
+def test_a_words_merges_end_in_its_pieces(finished_run):
+    run = Run(finished_run)
+    answer = tokenize(run, "the miller 東")
+    for number, word in enumerate(answer["words"]):
+        found = merges(run, word)
+        assert "".join(found["begins"][: len(word)]) == word or word == " 東"
+        last = found["steps"][-1]["parts"] if found["steps"] else found["begins"]
+        assert len(last) == sum(len(piece["ids"]) for piece in answer["pieces"] if piece["word"] == number)
+    steps = merges(run, " the")["steps"]
+    assert steps[-1]["parts"] == [" the"]
+    assert all(step["left"] + step["right"] in step["parts"] for step in steps)
+    assert all(step["number"] >= 1 for step in steps)
+    assert "more than 200 bytes" in merges(run, "x" * 201)["error"]
+    assert "no tokenizer" in merges(None, "x")["error"]
+
+
+def test_another_kind_has_pieces_and_no_merges(tmp_path):
+    """A unigram tokenizer, which replaces the run's."""
+    directory = make_run(tmp_path / "run", ("collected", "corpus", "tokenizer"))
+    replace_by_unigram(directory / "artifacts" / "tokenizer")
+    run = Run(directory)
+    answer = tokenize(run, "the miller")
+    assert "".join(piece["text"] for piece in answer["pieces"]) == "the miller"
+    assert "words" not in answer
+    assert "otherwise than by merges" in merges(run, "the")["error"]
+    found = sections(directory, "tokenization")
+    assert "merges" not in found
+    assert table_rows(found["fertility"])
+    assert "Choose a piece" not in found["play"]["note"]
+    assert vocabulary(run, "the", 0)["total"] > 0
+
+
+def test_fertility_is_measured_by_domain_and_language(finished_run):
+    found = sections(finished_run, "tokenization")
+    tokenizer = run_tokenizer(Run(finished_run))
+    rows = pq.read_table(finished_run / "artifacts/corpus/documents").to_pylist()
+    rows = [row for row in rows if row["split"] == "validation"]
+    shown = {row[0]: row[1:] for row in table_rows(found["fertility"])}
+    assert set(shown) == {row["domain"] for row in rows}
+    for domain, (size, per_token, per_word, *_) in shown.items():
+        texts = [row["text"] for row in rows if row["domain"] == domain]
+        tokens = sum(len(tokenizer.encode(text)) for text in texts)
+        assert size == sum(len(text.encode()) for text in texts)
+        assert per_token == pytest.approx(size / tokens)
+        assert per_word == pytest.approx(tokens / sum(len(text.split()) for text in texts))
+    assert [row[0] for row in table_rows(found["fertility-languages"])] == ["en"]
+
+
+def test_without_a_corpus_the_stages_own_fertility_is_shown(tmp_path):
+    directory = make_run(tmp_path / "run", ("collected", "corpus", "tokenizer"))
+    shutil.rmtree(directory / "artifacts" / "corpus")
+    found = sections(directory, "tokenization")
+    figures = json.loads((directory / "artifacts/tokenizer/manifest.json").read_text())["figures"]
+    assert {row[0]: row[2] for row in table_rows(found["fertility"])} == figures["tokens_per_word"]
+    assert "fertility-languages" not in found
+
+
+def test_the_tokenizers_figures(finished_run):
+    items = sections(finished_run, "tokenization")["tokenizer"]["items"]
+    assert [(item["label"], item["value"]) for item in items] == [
+        ("entries", VOCABULARY),
+        ("pre-tokenizer", "qwen2"),
+        ("text sampled", 6000),
+        ("trained in", 2.5),
+    ]
+
+
+def test_special_tokens_have_ids_and_uses(finished_run):
+    rows = table_rows(sections(finished_run, "tokenization")["special-tokens"])
+    assert rows[0] == ["<|bos|>", "0", "begins a document"]
+    assert rows[4] == ["<|im_end|>", "4", "ends a turn"]
 
 
 def test_special_tokens_in_a_text_stay_letters(finished_run):

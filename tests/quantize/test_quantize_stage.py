@@ -21,7 +21,7 @@ from gristmill.tokenizer.config import TokenizerConfig, TokensConfig
 from gristmill.tokenizer.pack import pack
 from gristmill.tokenizer.store import TokenStore
 from gristmill.tokenizer.tokenizer import Tokenizer
-from gristmill.tokenizer.train import train_bpe, write_tokenizer
+from gristmill.tokenizer.train import train_on_texts
 from gristmill.weights.hf import save_model
 from gristmill.weights.layout import block_matrices
 from gristmill.weights.load import load_model
@@ -50,7 +50,7 @@ def inputs(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("quantize")
     (root / "tokenizer").mkdir()
     texts = [text for texts in DOCUMENTS.values() for text in texts]
-    write_tokenizer(train_bpe(TokenizerConfig(vocab_size=320), iter(texts * 3)), root / "tokenizer")
+    train_on_texts(TokenizerConfig(vocab_size=305), texts * 3, root / "tokenizer")
     config = ModelConfig(
         vocab_size=Tokenizer.load(root / "tokenizer").vocab_size, hidden_size=32, num_layers=2, num_heads=4,
         num_kv_heads=2, head_dim=8, intermediate_size=50, max_seq_len=64,
@@ -161,7 +161,7 @@ def test_mistakes_are_named(inputs, tmp_path):
 
     other = tmp_path / "other"
     other.mkdir()
-    write_tokenizer(train_bpe(TokenizerConfig(vocab_size=300), iter(["another text"] * 5)), other)
+    train_on_texts(TokenizerConfig(vocab_size=270), ["another text"] * 5, other)
     save_model(load_model(inputs["dpo"]), tmp_path / "model", other)
     with pytest.raises(GristmillError, match="another tokenizer"):
         quantize(SETTINGS, stage_run(tmp_path / "tokenizer", dpo=tmp_path / "model", tokens=inputs["tokens"]))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import tokenizers
 from tokenizer_rooms import HARD_TEXTS, example_shards, turn
@@ -13,7 +15,6 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from gristmill.errors import GristmillError
-from gristmill.tokenizer.bulk import BulkEncoder
 from gristmill.tokenizer.tokenizer import Tokenizer
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
@@ -78,11 +79,11 @@ def test_a_smollm_directory(smollm: Path) -> None:
     assert (injected.count(2), injected.count(3)) == (2, 0)
 
 
-def test_bulk_encoding_leaves_foreign_tokenizers_whole(smollm: Path) -> None:
+def test_an_array_of_texts_has_the_ids_of_each(smollm: Path) -> None:
     tokenizer = Tokenizer.load(smollm)
-    encoder = BulkEncoder(tokenizer, tokenizer.token_bytes.dtype)
     texts = [*HARD_TEXTS, "<think> a"]
-    assert [ids.tolist() for ids in encoder.encode(texts)] == [tokenizer.encode(text) for text in texts]
+    ids, offsets = tokenizer.encode_array(pa.array(texts))
+    assert [ids[start:end].tolist() for start, end in pairwise(offsets)] == [tokenizer.encode(text) for text in texts]
 
 
 def test_a_template_without_generation_gives_no_mask(smollm: Path) -> None:
@@ -226,8 +227,45 @@ def test_bad_directories(smollm: Path, tmp_path: Path) -> None:
         with pytest.raises(GristmillError, match=r"tokenizer\.json is not a tokenizer"):
             Tokenizer.load(smollm)
 
-    def sentencepiece(tokenizer: tokenizers.Tokenizer) -> None:
-        tokenizer.decoder = decoders.Metaspace()
 
-    with pytest.raises(GristmillError, match="is not a byte-level tokenizer"):
-        Tokenizer.load(make(tmp_path / "spm", {"eos_token": "<|im_end|>"}, sentencepiece))
+@pytest.mark.parametrize(
+    ("part", "value", "cause"),
+    [
+        ("decoder", decoders.Metaspace(), "only one of its pre-tokenizer and its decoder is ByteLevel"),
+        ("pre_tokenizer", pre_tokenizers.Whitespace(), "only one of its pre-tokenizer and its decoder is ByteLevel"),
+        ("decoder", None, "names no decoder"),
+        ("decoder", decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()]), r"decoder is ByteLevel \+ Fuse; known"),
+        (
+            "model",
+            models.WordLevel({"a": 0, "<|im_end|>": 1}),
+            "model is WordLevel; known are BPE, Unigram and WordPiece",
+        ),
+        ("model", models.BPE({"a": 0, "<|im_end|>": 1}, [], end_of_word_suffix="</w>"), "insides or the ends of words"),
+    ],
+)
+def test_unknown_kinds_are_refused_by_their_cause(part: str, value: Any, cause: str, tmp_path: Path) -> None:
+    directory = make(tmp_path / "odd", {"eos_token": "<|im_end|>"}, lambda tokenizer: setattr(tokenizer, part, value))
+    with pytest.raises(GristmillError, match=rf"odd/tokenizer\.json cannot be used: .*{cause}"):
+        Tokenizer.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("normalizer", normalizers.NFC()),
+        ("normalizer", normalizers.Lowercase()),
+        ("pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        (
+            "pre_tokenizer",
+            pre_tokenizers.Sequence(
+                [pre_tokenizers.Split("-", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            ),
+        ),
+    ],
+)
+def test_what_changes_text_is_not_lossless(part: str, value: Any, smollm: Path, tmp_path: Path) -> None:
+    assert Tokenizer.load(smollm).lossless
+    config = {"eos_token": "<|im_end|>"}
+    changed = Tokenizer.load(make(tmp_path / "changed", config, lambda tokenizer: setattr(tokenizer, part, value)))
+    assert not changed.lossless
+    assert any(changed.decode(changed.encode(text)) != text for text in ["Ae\u0301-b"])

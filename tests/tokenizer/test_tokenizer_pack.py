@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,17 +16,24 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from tokenizer_rooms import VOCAB_SIZE, WEIGHTS, example_shards, files_of, stage_run, write_corpus
+from tokenizer_rooms import VOCAB_SIZE, WEIGHTS, example_shards, files_of, write_corpus
+from tokenizer_rooms import stage_run as any_stage_run
 
+from gristmill.artifact import StageRun
 from gristmill.errors import GristmillError
 from gristmill.events import EventLog
 from gristmill.tokenizer import pack as pack_module
 from gristmill.tokenizer.config import TokensConfig
+from gristmill.tokenizer.encoder import Encoder
 from gristmill.tokenizer.pack import pack, token_dtype
 from gristmill.tokenizer.store import TokenStore
 from gristmill.tokenizer.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation")
+
+
+def stage_run(out: Path, workers: int | None = 1, **inputs: Path) -> StageRun:
+    return replace(any_stage_run(out, **inputs), workers=workers)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +95,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("moment", [0, 1, 3, 4, 6, 15, 16])
+@pytest.mark.parametrize("moment", [0, 1, 2, 4, 5, 7, 16, 17])
 def test_a_killed_stage_ends_the_same(
     moment: int,
     packed: tuple[Path, dict[str, Any]],
@@ -93,7 +104,7 @@ def test_a_killed_stage_ends_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Cut off at the n-th rename: at the end of a piece, while joining, before meta.json."""
+    """Cut off at the n-th rename: before the first piece, at the end of one, while joining, before meta.json."""
     monkeypatch.setattr(pack_module, "ROW_GROUPS_PER_PIECE", 3)
     run = stage_run(tmp_path, corpus=corpus, tokenizer=directory)
     renames = 0
@@ -110,12 +121,129 @@ def test_a_killed_stage_ends_the_same(
         patch.setattr(pack_module.os, "replace", killed_rename)
         with pytest.raises(Killed):
             pack(TokensConfig(), run)
-    (run.scratch / "part-00001-00000.working" / "train").mkdir(
-        parents=True, exist_ok=True
-    )  # torn work of a second piece
-    (run.scratch / "part-00001-00000.working" / "train" / "code.bin").write_bytes(b"torn")
+    torn = run.scratch / ".part-00001-00000.0badc0de.writing" / "train"  # work on a second piece
+    torn.mkdir(parents=True)
+    (torn / "code.bin").write_bytes(b"torn")
     pack(TokensConfig(), run)
     assert files_of(tmp_path) == files_of(packed[0])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_makes_the_same(
+    workers: int,
+    packed: tuple[Path, dict[str, Any]],
+    corpus: Path,
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pack_module, "ROW_GROUPS_PER_PIECE", 1)
+    monkeypatch.setattr(pack_module, "BATCH_ROWS", 7)
+    run = stage_run(tmp_path, workers, corpus=corpus, tokenizer=directory)
+    figures = pack(TokensConfig(), run)
+    assert files_of(tmp_path) == files_of(packed[0])
+    measured = ("bytes_per_second", "cpu_seconds", "mb_per_cpu_second")
+    assert {k: v for k, v in figures.items() if k not in measured} == {
+        k: v for k, v in packed[1].items() if k not in measured
+    }
+
+
+def test_a_tokenizer_that_no_compiled_encoder_knows(
+    corpus: Path, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library itself encodes in the workers, which are forked from a process that has loaded it."""
+    shutil.copytree(directory, tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    assert Encoder.of(tokenizer.backend) is None
+    monkeypatch.setattr(pack_module, "ROW_GROUPS_PER_PIECE", 3)
+    run = stage_run(tmp_path / "out", 2, corpus=corpus, tokenizer=tmp_path / "tokenizer")
+    pack(TokensConfig(), run)
+    store = TokenStore.open(run.out)
+    for domain in store.domains:
+        tokens, offsets = store.tokens("train", domain), store.offsets("train", domain)
+        expected = [[0, *tokenizer.encode(text), 1] for text in documents("train", domain)]
+        assert [tokens[start:end].tolist() for start, end in pairwise(offsets)] == expected
+
+
+KILLED_RUN = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tokenizer_rooms import stage_run
+from gristmill.events import EventLog
+from gristmill.tokenizer import pack
+from gristmill.tokenizer.config import TokensConfig
+pack.ROW_GROUPS_PER_PIECE = 1
+out, corpus, tokenizer = map(Path, sys.argv[1:])
+log = EventLog(None)
+log.subscribers.append(lambda event: print(event["type"], flush=True))
+run = stage_run(out, corpus=corpus, tokenizer=tokenizer)
+pack.pack(TokensConfig(), replace(run, log=log.stage("tokens"), workers=2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [1, 2, 3, 5, 8])
+def test_kill_9_loses_only_what_was_under_way(
+    lines: int, packed: tuple[Path, dict[str, Any]], corpus: Path, directory: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED_RUN, str(tmp_path), str(corpus), str(directory)]
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(pack_module.__file__).parents[2])])
+    environment = os.environ | {"PYTHONPATH": paths}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for _ in range(lines):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    finished = {path.name for path in (tmp_path / "_scratch").glob("part-*")}
+    assert len(finished) >= lines - 1  # one line comes before the first piece
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "_scratch").glob("part-*/*/*")}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    assert files_of(tmp_path) == files_of(packed[0])
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same(
+    packed: tuple[Path, dict[str, Any]],
+    corpus: Path,
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(pack_module, "ROW_GROUPS_PER_PIECE", 1)
+    run = stage_run(tmp_path, corpus=corpus, tokenizer=directory)
+    pack(TokensConfig(), replace(run, engine="ray", workers=2))
+    assert files_of(tmp_path) == files_of(packed[0])
+
+
+def test_a_worker_of_an_earlier_run_puts_nothing_in(corpus: Path, directory: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(directory)
+    (tmp_path / "run").write_text("the later one")
+    task = {"tokenizer": str(directory), "hash": tokenizer.hash, "dtype": "uint16", "run": "the earlier one"}
+    task |= {"shard": str(corpus / "documents" / "part-00000.parquet"), "row_groups": [0]}
+    with pytest.raises(RuntimeError, match="another run has begun"):
+        pack_module.write_piece(task | {"piece": str(tmp_path / "part-00000-00000")})
+    assert not (tmp_path / "part-00000-00000").exists()
+
+
+def test_another_tokenizer_in_the_same_directory_is_noticed(
+    corpus: Path, directory: Path, tmp_path: Path, any_directory: Path
+) -> None:
+    """Whoever packs twice in one process must not encode with the tokenizer of the first time."""
+    place = tmp_path / "tokenizer"
+    for number, source in enumerate((directory, any_directory)):
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(source, place)
+        run = stage_run(tmp_path / str(number), corpus=corpus, tokenizer=place)
+        pack(TokensConfig(), run)
+        store = TokenStore.open(run.out)
+        tokens, offsets = store.tokens("train", "web"), store.offsets("train", "web")
+        expected = Tokenizer.load(place).encode(documents("train", "web")[-1])
+        assert tokens[offsets[-2] : offsets[-1]].tolist() == [0, *expected, 1]
 
 
 def test_a_finished_piece_is_not_encoded_again(corpus: Path, directory: Path, tmp_path: Path) -> None:
@@ -154,6 +282,7 @@ def test_a_domain_without_validation_documents(directory: Path, tmp_path: Path) 
         ([("a", "validation")], {"a": 1.0}, "no training documents of 'a', which has the weight 1.0"),
         ([("a", "train")], {"a": 0.5, "b": 0.5}, "no training documents of 'b'"),
         ([("a", "train"), ("b", "train")], {"a": 1.0}, r"report\.json gives no weight to the domain 'b'"),
+        ([("a", None)], {"a": 1.0}, "of the split None"),
         ([("a", "test")], {"a": 1.0}, "of the split 'test'; known are train and validation"),
         ([("../a", "train")], {"../a": 1.0}, "which cannot be a file's name"),
     ],

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_rooms import HARD_TEXTS, VOCAB_SIZE
 
-from gristmill.tokenizer.bulk import BulkEncoder
+from gristmill.errors import GristmillError
 from gristmill.tokenizer.fertility import fertility
-from gristmill.tokenizer.tokenizer import Tokenizer
+from gristmill.tokenizer.tokenizer import Tokenizer, check_same
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
-# Strings in which the places where bulk encoding cuts, and those where it must not, are frequent.
+# Strings in which the borders of pre-tokens, and what looks like them, are frequent.
 TANGLED = st.lists(
     st.sampled_from(
         [
@@ -76,8 +78,7 @@ def test_token_bytes_sum_to_the_length_of_the_text(tokenizer: Tokenizer, text: s
 def test_token_bytes(tokenizer: Tokenizer) -> None:
     assert tokenizer.token_bytes.dtype == np.int64
     assert tokenizer.token_bytes.shape == (tokenizer.vocab_size,)
-    assert tokenizer.token_bytes[:5].tolist() == [0, 0, 0, 0, 0]
-    assert tokenizer.token_bytes[5:].min() == 1
+    assert set(np.flatnonzero(tokenizer.token_bytes == 0)) == tokenizer.special_ids
 
 
 def test_lone_surrogates_become_the_replacement_character(tokenizer: Tokenizer) -> None:
@@ -133,40 +134,53 @@ def test_stream_ends_a_broken_character(tokenizer: Tokenizer) -> None:
     assert stream.finish() == "\ufffd"
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-def test_bulk_encoding_gives_the_same_ids(any_directory: Path, dtype: str) -> None:
+def encoded(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    ids, offsets = tokenizer.encode_array(pa.array(texts, pa.large_string()))
+    assert (ids.dtype, offsets.dtype) == (np.uint32, np.int64)
+    return [ids[start:end].tolist() for start, end in pairwise(offsets)]
+
+
+def test_an_array_of_texts_has_the_same_ids(any_directory: Path) -> None:
     tokenizer = Tokenizer.load(any_directory)
-    encoder = BulkEncoder(tokenizer, np.dtype(dtype))
-    assert encoder._cuttable
-    for _ in range(2):  # once into the table of known stretches and once out of it
-        encoded = encoder.encode(HARD_TEXTS)
-        assert [ids.tolist() for ids in encoded] == [tokenizer.encode(text) for text in HARD_TEXTS]
-        assert {ids.dtype for ids in encoded} == {np.dtype(dtype)}
+    for _ in range(2):  # new pre-tokens, and the same ones again
+        assert encoded(tokenizer, HARD_TEXTS) == [tokenizer.encode(text) for text in HARD_TEXTS]
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.one_of(TANGLED, TEXT))
-def test_bulk_encoding_of_tangled_text(any_directory: Path, text: str) -> None:
+def test_an_array_of_tangled_text(any_directory: Path, text: str) -> None:
     tokenizer = _loaded(any_directory)
-    assert BulkEncoder(tokenizer, np.dtype("uint16")).encode([text])[0].tolist() == tokenizer.encode(text)
+    assert encoded(tokenizer, [text]) == [tokenizer.encode(text)]
 
 
-def test_bulk_encoding_around_every_space_like_character(any_directory: Path) -> None:
-    """Which characters count as white space must not differ between the cut's regex and the pre-tokenizer's."""
+def test_an_array_with_every_space_like_character(any_directory: Path) -> None:
+    """Which characters count as white space must not differ between the compiled kernel and the pre-tokenizer."""
     tokenizer = _loaded(any_directory)
     kinds = ("Zs", "Zl", "Zp", "Cc", "Cf")
     spaces = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in kinds]
     texts = [f"x{space} y.{space}  'll" for space in spaces]
-    encoded = BulkEncoder(tokenizer, np.dtype("uint16")).encode(texts)
-    assert [ids.tolist() for ids in encoded] == tokenizer.encode_batch(texts)
+    assert encoded(tokenizer, texts) == tokenizer.encode_batch(texts)
 
 
-def test_bulk_encoding_forgets_when_it_knows_too_much(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gristmill.tokenizer.bulk.CACHE_STRETCHES", 10)
-    encoder = BulkEncoder(tokenizer, np.dtype("uint16"))
-    for text in HARD_TEXTS * 2:
-        assert encoder.encode([text])[0].tolist() == tokenizer.encode(text)
-        assert len(encoder._known) <= 10 + len(text)
+def test_encode_array_of_little(tokenizer: Tokenizer) -> None:
+    ids, offsets = tokenizer.encode_array(pa.array([None, "", "a", None], pa.string()))
+    assert (ids.tolist(), offsets.tolist()) == (tokenizer.encode("a"), [0, 0, 0, 1, 1])
+    ids, offsets = tokenizer.encode_array(pa.array([], pa.string()))
+    assert (ids.tolist(), offsets.tolist()) == ([], [0])
+
+
+def test_ids_beyond_the_vocabulary_are_named(tokenizer: Tokenizer) -> None:
+    tokenizer.check_ids([[0, VOCAB_SIZE - 1]], "the prompt")
+    tokenizer.check_ids([], "nothing")
+    for wrong in (VOCAB_SIZE, -1):
+        with pytest.raises(GristmillError, match=rf"the prompt holds the token id {wrong}; .* go from 0 to 639"):
+            tokenizer.check_ids(np.array([3, wrong]), "the prompt")
+
+
+def test_another_tokenizer_is_named(tokenizer: Tokenizer, directory: Path) -> None:
+    check_same(tokenizer, tokenizer.hash, "the model")
+    with pytest.raises(GristmillError, match=rf"the model was made with .* \(hash abc\) than {directory} \(hash"):
+        check_same(tokenizer, "abc", "the model")
 
 
 def test_fertility_counts(tokenizer: Tokenizer) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizer_rooms import HARD_TEXTS, VOCAB_SIZE, WEIGHTS, example_shards, files_of, stage_run, write_corpus
 from transformers import AutoTokenizer
@@ -20,17 +18,20 @@ from transformers import AutoTokenizer
 from gristmill.errors import GristmillError
 from gristmill.tokenizer.config import TokenizerConfig
 from gristmill.tokenizer.pretokenize import build_pretokenizer
-from gristmill.tokenizer.sample import Sample, share_out
+from gristmill.tokenizer.sample import Sample
+from gristmill.tokenizer.special import specials_of
 from gristmill.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
-from gristmill.tokenizer.train import train_tokenizer
+from gristmill.tokenizer.train import train_on_texts, train_tokenizer
 
 
 def test_files_and_special_tokens(directory: Path, tokenizer: Tokenizer) -> None:
-    assert sorted(files_of(directory)) == sorted(TOKENIZER_FILES)
-    assert [path.name for path in tokenizer.files] == list(TOKENIZER_FILES)
+    names = [name for name in TOKENIZER_FILES if name != "vocab.txt"]
+    assert sorted(files_of(directory)) == sorted(names)
+    assert [path.name for path in tokenizer.files] == names
     vocabulary = json.loads((directory / "vocab.json").read_text())
-    specials = ["<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
-    assert [vocabulary[token] for token in specials] == [0, 1, 2, 3, 4]
+    specials = specials_of(TokenizerConfig()).tokens
+    assert specials[:5] == ("<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
+    assert [vocabulary[token] for token in specials] == list(range(len(specials)))
     ids = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.im_start_id, tokenizer.im_end_id)
     assert ids == (0, 1, 2, 3, 4)
     assert tokenizer.stop_ids == (1, 4)
@@ -39,8 +40,39 @@ def test_files_and_special_tokens(directory: Path, tokenizer: Tokenizer) -> None
     assert len(merges) == VOCAB_SIZE - 256 - len(specials)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pretokenizer": "gpt2"},
+        {"pretokenizer": "llama3", "min_frequency": 5, "vocab_size": 400},
+        {"pretokenizer": "gpt2", "digits": 2, "special_tokens": ("<|more|>",), "fill_in_the_middle": True},
+        {"max_token_bytes": 4, "reserved": 3},
+        {"sample_bytes": 20_000, "vocab_size": 300},
+    ],
+)
+def test_what_is_learned_is_what_the_library_learns(options: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
+    config = TokenizerConfig(**{"vocab_size": VOCAB_SIZE, **options})
+    train_tokenizer(config, stage_run(tmp_path, corpus=corpus))
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = build_pretokenizer(config.pretokenizer, config.digits)
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        max_token_length=None if config.max_token_bytes is None else config.max_token_bytes + 1,
+        special_tokens=list(specials_of(config).tokens),
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    sample = Sample(corpus, "train", WEIGHTS, config.sample_bytes, seed=7)
+    theirs.train_from_iterator((text for _, text in sample.texts()), trainer)
+    assert (tmp_path / "tokenizer.json").read_text() == theirs.to_str(pretty=True)
+
+
 def test_every_byte_has_an_id(tokenizer: Tokenizer) -> None:
-    alone = [tokenizer._id_to_bytes[id] for id in range(5, 5 + 256)]
+    first = len(specials_of(TokenizerConfig()).tokens)
+    alone = [tokenizer._id_to_bytes[id] for id in range(first, first + 256)]
     assert sorted(alone) == [bytes([byte]) for byte in range(256)]
 
 
@@ -133,50 +165,6 @@ def test_figures(trained: tuple[Path, dict[str, Any]], tokenizer: Tokenizer) -> 
     json.dumps(figures)
 
 
-@settings(deadline=None)
-@given(
-    st.integers(0, 10**9),
-    st.dictionaries(
-        st.sampled_from("abcdef"),
-        st.tuples(st.integers(0, 10**9), st.one_of(st.just(0.0), st.floats(1e-6, 1))),
-        max_size=6,
-    ),
-)
-def test_share_out_follows_the_weights(budget: int, domains: dict[str, tuple[int, float]]) -> None:
-    available = {name: size for name, (size, _) in domains.items()}
-    weights = {name: weight for name, (_, weight) in domains.items()}
-    quota = share_out(budget, available, weights)
-    assert sum(quota.values()) <= budget
-    assert all(0 <= quota[name] <= available[name] for name in available)
-    assert all(quota[name] == 0 for name in available if weights[name] == 0)
-    short = [name for name in available if quota[name] < available[name] and weights[name] > 0]
-    if short:  # then the budget was spent, and nobody who got less than all got less than by the weight of another
-        assert sum(quota.values()) >= budget - len(short)
-        rate = min((quota[name] + 1) / weights[name] for name in short)
-        assert all(quota[name] <= rate * weights[name] * (1 + 1e-9) + 1 for name in available if weights[name] > 0)
-
-
-def test_sample_is_bounded_spread_and_weighted(tmp_path: Path) -> None:
-    rows = [
-        {"domain": name, "split": "train", "text": f"{name} {i:03d} " + "é" * 46} for i in range(200) for name in "ab"
-    ]
-    held_out = [{"domain": "a", "split": "validation", "text": "held out"}] * 50
-    directory = write_corpus(tmp_path / "c", [rows + held_out], {"a": 0.75, "b": 0.25})
-    sample = Sample(directory, "train", {"a": 0.75, "b": 0.25}, 4001, seed=1)
-    texts = list(sample.texts())
-    by_domain = {name: [text for domain, text in texts if domain == name] for name in "ab"}
-    assert sample.quota == {"a": 3000, "b": 1000}
-    assert {name: sum(len(text.encode()) for text in by_domain[name]) for name in "ab"} in (
-        {"a": 3000, "b": 1000}, {"a": 2999, "b": 1000}, {"a": 3000, "b": 999}, {"a": 2999, "b": 999},
-    )  # a document that is cut short is cut between two characters  # fmt: skip
-    assert "held out" not in [text for _, text in texts]
-    numbers = [int(text.split()[1]) for text in by_domain["a"]]
-    assert numbers == sorted(numbers)
-    assert max(numbers) > 100
-    assert texts == list(Sample(directory, "train", {"a": 0.75, "b": 0.25}, 4001, seed=1).texts())
-    assert texts != list(Sample(directory, "train", {"a": 0.75, "b": 0.25}, 4001, seed=2).texts())
-
-
 def test_too_little_text_is_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(GristmillError, match=r"tokenizer\.vocab_size is 60000, but the \d+ bytes"):
         train_tokenizer(TokenizerConfig(vocab_size=60_000), stage_run(tmp_path, corpus=corpus))
@@ -189,21 +177,56 @@ def test_no_training_text_is_refused(tmp_path: Path) -> None:
         train_tokenizer(TokenizerConfig(), stage_run(tmp_path / "out", corpus=directory))
 
 
-def test_a_directory_without_documents_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(GristmillError, match=r"holds no part-\*\.parquet"):
-        Sample(tmp_path, "train", {"a": 1.0}, 1000, seed=0)
+def test_a_vocabulary_smaller_than_the_alphabet_is_refused(corpus: Path, tmp_path: Path) -> None:
+    least = 256 + len(specials_of(TokenizerConfig()).tokens)
+    with pytest.raises(GristmillError, match=rf"vocab_size is 256, but .* 256 bytes are {least} tokens"):
+        train_tokenizer(TokenizerConfig(vocab_size=256), stage_run(tmp_path / "a", corpus=corpus))
+    train_tokenizer(TokenizerConfig(vocab_size=least), stage_run(tmp_path / "b", corpus=corpus))
+    assert Tokenizer.load(tmp_path / "b").vocab_size == least
 
 
-def test_a_corrupt_shard_is_refused(tmp_path: Path) -> None:
-    directory = write_corpus(tmp_path / "c", example_shards(), WEIGHTS)
-    shard = directory / "documents" / "part-00001.parquet"
-    shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(GristmillError, match=r"part-00001\.parquet is not a readable"):
-        Sample(directory, "train", WEIGHTS, 1000, seed=0)
+def test_a_special_token_that_is_learned_from_text_is_refused(tmp_path: Path) -> None:
+    texts = ["a<_>b"] * 10
+    train_on_texts(TokenizerConfig(vocab_size=267), texts, tmp_path)
+    with pytest.raises(GristmillError, match="'<_>' stands in the text so often"):
+        train_on_texts(TokenizerConfig(vocab_size=268, special_tokens=("<_>",)), texts, tmp_path)
+
+
+def test_reserved_tokens_and_padding(corpus: Path, tmp_path: Path) -> None:
+    config = TokenizerConfig(vocab_size=600, reserved=2, pad_to_multiple=64)
+    figures = train_tokenizer(config, stage_run(tmp_path, corpus=corpus))
+    assert figures["vocab_size"] == 640
+    ours = Tokenizer.load(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == ours.vocab_size == 640
+    specials = [f"<|reserved_{number}|>" for number in range(2 + 40)]
+    first = specials_of(config).tokens.index("<|reserved_0|>")
+    ids = [first, first + 1, *range(600, 640)]
+    assert theirs.convert_tokens_to_ids(specials) == [ours.backend.token_to_id(token) for token in specials] == ids
+    assert set(ids) <= set(theirs.all_special_ids) & ours.special_ids
+
+
+def test_texts_in_memory(tmp_path: Path) -> None:
+    texts = ["the miller and the river", "the mill"] * 20
+    train_on_texts(TokenizerConfig(vocab_size=280), texts, tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert [loaded.decode(loaded.encode(text)) for text in texts] == texts
+    assert loaded.vocab_size == 280
+    assert loaded.template is not None
 
 
 @pytest.mark.parametrize(
-    "bad", [{"vocab_size": 299}, {"vocab_size": 65_537}, {"pretokenizer": "t5"}, {"min_frequency": 0}]
+    "bad",
+    [
+        {"vocab_size": 255},
+        {"vocab_size": 1_000_001},
+        {"pretokenizer": "t5"},
+        {"min_frequency": 0},
+        {"kind": "words"},
+        {"digits": 4},
+        {"max_token_bytes": 1},
+        {"memory_bytes": 1000},
+    ],
 )
 def test_config_bounds(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):

@@ -31,6 +31,7 @@ class Store:
     """A token store of two domains, one of them small enough for several epochs."""
 
     def __init__(self):
+        self.directory, self.vocab_size = "tokens", 64
         self.domains = ("big", "small")
         self.weights = {"big": 0.5, "small": 0.5}
         rng = np.random.default_rng(0)
@@ -165,8 +166,8 @@ def test_batches_depend_on_the_step_alone():
 def test_no_block_comes_twice_before_all_of_its_domain_came_once():
     drawn = batches()
     rows = [drawn._row(sample) for sample in range(400)]
-    small = [tuple(row) for sample, row in enumerate(rows) if drawn.domains[drawn._domain_of[sample]] == "small"]
-    count = drawn.blocks["small"]
+    small = [tuple(row.inputs) for i, row in enumerate(rows) if drawn.domains[drawn._domain_of[i]] == "small"]
+    count = len(drawn.rows["small"])
     assert count == 12
     for start in range(0, len(small) - count, count):
         assert len(set(small[start : start + count])) == count
@@ -199,7 +200,7 @@ def test_padding_and_masks_line_up_with_targets():
 def test_epochs_by_domain_count_what_was_drawn():
     made = batches()
     epochs = made.epochs(50)
-    assert sum(count * made.blocks[name] for name, count in epochs.items()) == pytest.approx(200)
+    assert sum(count * len(made.rows[name]) for name, count in epochs.items()) == pytest.approx(200)
     assert epochs["small"] > 5 > 1 > epochs["big"]  # 12 blocks against 500, drawn alike
 
 

@@ -1,6 +1,7 @@
 """Model directories: what we write, transformers reads, and the other way round, with the same logits."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -159,3 +160,14 @@ def test_saving_over_the_directory_it_came_from(random_model, tokenizer_dir, tmp
     save_model(model, tmp_path, tmp_path)
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path)(ids()), random_model()(ids()))
+
+
+def test_the_end_of_a_turn_stops_generation(random_model, tokenizer_dir, tmp_path):
+    own = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_dir, own)
+    (own / "chat_template.jinja").write_text(
+        "{% for message in messages %}{% if message.role == 'assistant' %}{% generation %}{{ message.content }}"
+        "<|im_start|>{% endgeneration %}{% else %}{{ message.content }}{% endif %}{% endfor %}"
+    )
+    save_model(random_model(), tmp_path / "model", own)
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["eos_token_id"] == [1, 4, 3]

@@ -8,11 +8,10 @@ from dataclasses import replace
 import torch
 
 from ..artifact import Figures, StageRun, write_json, write_text
-from ..errors import GristmillError
 from ..evaluate.tasks import Task, make_tasks
 from ..model.decoder import Decoder
 from ..tokenizer.store import TokenStore
-from ..tokenizer.tokenizer import Tokenizer
+from ..tokenizer.tokenizer import Tokenizer, check_same
 from ..train.data import ConversationBatches, PretrainBatches, TokenBatch, check_lengths
 from ..train.loop import next_token_loss, train
 from ..weights.hf import save_model
@@ -61,10 +60,7 @@ def _replay_batches(config: SFTConfig, run: StageRun, model: Decoder, tokenizer:
     if not config.replay_sequences:
         return None
     store = TokenStore.open(run.inputs["tokens"])
-    if store.tokenizer_hash != tokenizer.hash:
-        raise GristmillError(
-            f"{run.inputs['tokens']} was packed with another tokenizer than {run.inputs['base']} has: run base again"
-        )
+    check_same(tokenizer, store.tokenizer_hash, str(run.inputs["tokens"]))
     return PretrainBatches(
         store,
         config.replay_sequences,

@@ -35,6 +35,7 @@ from .common import (
     terminal,
 )
 from .data import data_app
+from .tokenize import tokenize_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,9 +43,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="gristmill: raw text in, served model out.\n\nExample: gristmill run recipes/quickstart.yaml",
-)
-tokenize_app = typer.Typer(
-    no_args_is_help=True, help="Stages tokenizer and tokens: train a tokenizer, pack the corpus."
 )
 app.add_typer(data_app, name="data")
 app.add_typer(tokenize_app, name="tokenize")
@@ -92,23 +90,20 @@ def run_verb(
         typer.echo("Next:" + "".join(f"\n  {program} {verb} {directory}" for verb in ("chat", "serve", "page")))
 
 
-def _stage_verb(group: typer.Typer, name: str, stage: str, what: str) -> None:
+def _stage_verb(name: str, stage: str, what: str) -> None:
     """A verb that runs one stage of a recipe, on the artifacts that stand in the run directory."""
 
     def verb(recipe: RecipeArgument, run: RunOption = None, overrides: SetOption = None) -> None:
         run_recipe(recipe, run, stage, stage, overrides)
 
-    path = f"tokenize {name}" if group is tokenize_app else name
-    verb.__doc__ = f"{what}\n\nExample: gristmill {path} recipes/quickstart.yaml"
-    group.command(name)(verb)
+    verb.__doc__ = f"{what}\n\nExample: gristmill {name} recipes/quickstart.yaml"
+    app.command(name)(verb)
 
 
-_stage_verb(tokenize_app, "train", "tokenizer", "Train the tokenizer on the corpus (stage tokenizer).")
-_stage_verb(tokenize_app, "pack", "tokens", "Pack the corpus into token shards (stage tokens).")
-_stage_verb(app, "pretrain", "base", "Pre-train the recipe's model (stage base).")
-_stage_verb(app, "sft", "sft", "Fine-tune on instructions (stage sft).")
-_stage_verb(app, "dpo", "dpo", "Align by direct preference optimization (stage dpo).")
-_stage_verb(app, "evaluate", "evaluation", "Measure all models of a run (stage evaluation).")
+_stage_verb("pretrain", "base", "Pre-train the recipe's model (stage base).")
+_stage_verb("sft", "sft", "Fine-tune on instructions (stage sft).")
+_stage_verb("dpo", "dpo", "Align by direct preference optimization (stage dpo).")
+_stage_verb("evaluate", "evaluation", "Measure all models of a run (stage evaluation).")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,38 @@ def data(
     from ..bench.data import bench_data, table
 
     report = bench_data(text or [], megabytes, workers, say=lambda line: typer.echo(line, err=True))
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n")
+    typer.echo(json.dumps(report, indent=2) if as_json else table(report))
+
+
+@bench_app.command()
+def tokenizers(
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", metavar="PATH", help="A directory with text, or a JSONL file; repeatable."),
+    ] = None,
+    megabytes: Annotated[float, typer.Option("--megabytes", min=0.1, help="How much text to measure on.")] = 20,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", min=256, help="Size of the vocabularies.")] = 32_768,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, beside runs with one.")] = 2,
+    encode_megabytes: Annotated[
+        float | None, typer.Option("--encode-megabytes", min=0.1, help="How much of it to encode; default all.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="TOOL", help="Another tool to leave out; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the figures as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time training, encoding and packing on real text beside tokenizers, tiktoken, rustbpe and sentencepiece.
+
+    Example: gristmill bench tokenizers --megabytes 10 --vocab-size 8192
+    """
+    from ..bench.tokenizers import bench_tokenizers, table
+
+    said = partial(typer.echo, err=True)
+    left_out = tuple(without or ())
+    report = bench_tokenizers(text or [], megabytes, vocab_size, workers, encode_megabytes, left_out, said)
     if out is not None:
         out.write_text(json.dumps(report, indent=2) + "\n")
     typer.echo(json.dumps(report, indent=2) if as_json else table(report))

@@ -12,7 +12,7 @@ from ..engine.sampling import SamplingParams
 from ..errors import GristmillError
 from ..model.decoder import Decoder
 from ..tokenizer.store import TokenStore
-from ..tokenizer.tokenizer import Tokenizer
+from ..tokenizer.tokenizer import Tokenizer, check_same
 from ..train.loop import resolve_device
 from ..weights.load import load_model
 from .accuracy import answer_tasks
@@ -63,11 +63,7 @@ def evaluate(config: EvaluateConfig, run: StageRun) -> Figures:
 def _check_tokenizers(tokenizer: Tokenizer, store: TokenStore, models: list[str], run: StageRun) -> None:
     hashes = {name: Tokenizer.load(run.inputs[name]).hash for name in models[1:]} | {"tokens": store.tokenizer_hash}
     for name, found in hashes.items():
-        if found != tokenizer.hash:
-            raise GristmillError(
-                f"{run.inputs[name]} was made with another tokenizer or chat template than {run.inputs[models[0]]}: "
-                f"run stage {name!r} again"
-            )
+        check_same(tokenizer, found, str(run.inputs[name]))
 
 
 def _results(

@@ -1,6 +1,6 @@
 """The page's web application: its own files, the snapshot, the panels and the event stream.
 
-Everything is read-only but the two small questions of the tokenization panel. The browser talks to the model server
+Everything is read-only but the small questions of the tokenization panel. The browser talks to the model server
 itself (`gristmill serve` allows pages of this machine), so nothing is forwarded here.
 """
 
@@ -28,7 +28,7 @@ from ..errors import GristmillError
 from .files import Run, is_run_directory
 from .log import LogTail
 from .panels import panel
-from .play import tokenize, vocabulary
+from .play import merges, tokenize, vocabulary
 from .snapshot import RAIL, empty_snapshot, snapshot
 
 STATIC = Path(__file__).parent / "static"
@@ -176,6 +176,10 @@ def _add_tokenizer_routes(app: FastAPI, run: Run | None) -> None:
     @app.post("/api/tokenize")
     def read_tokens(question: TokenizeQuestion) -> Response:
         return to_json(tokenize(run, question.text))
+
+    @app.get("/api/merges")
+    def read_merges(word: Annotated[str, Query(max_length=1000)]) -> Response:
+        return to_json(merges(run, word))
 
     @app.get("/api/vocabulary")
     def read_vocabulary(

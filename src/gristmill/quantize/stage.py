@@ -15,7 +15,7 @@ from ..errors import GristmillError
 from ..evaluate.bpb import BitsPerByte, bits_per_byte, domain_tokens
 from ..model.decoder import Decoder
 from ..tokenizer.store import TokenStore
-from ..tokenizer.tokenizer import Tokenizer
+from ..tokenizer.tokenizer import Tokenizer, check_same
 from ..weights.compressed import QuantizedRows, save_int8
 from ..weights.hf_config import CONFIG, DTYPES, dtype_name, read_settings, stored_dtype
 from ..weights.layout import block_matrices, split_tensors
@@ -109,8 +109,7 @@ def _source(run: StageRun) -> Path:
 def _validation_text(config: QuantizeConfig, run: StageRun, model: Decoder) -> _ValidationText:
     source, tokens = _source(run), run.inputs["tokens"]
     tokenizer, store = Tokenizer.load(source), TokenStore.open(tokens)
-    if store.tokenizer_hash != tokenizer.hash:
-        raise GristmillError(f"{tokens} was packed with another tokenizer than that of {source}: pack it again")
+    check_same(tokenizer, store.tokenizer_hash, str(tokens))
     if config.window is not None and config.window > model.config.max_seq_len:
         raise GristmillError(
             f"int8.window ({config.window}) is more than the {model.config.max_seq_len} tokens the model was made for"

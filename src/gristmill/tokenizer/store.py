@@ -67,9 +67,9 @@ class TokenStore:
         return np.memmap(bin_path(self.directory, split, domain), dtype=self._dtype, mode="r", shape=(count,))
 
     def offsets(self, split: str, domain: str) -> np.ndarray:
-        """int64 `[documents + 1]`: document i is `tokens[offsets[i]:offsets[i + 1]]`."""
+        """int64 `[documents + 1]`, a read-only np.memmap: document i is `tokens[offsets[i]:offsets[i + 1]]`."""
         self._count(split, domain)
-        return np.load(idx_path(self.directory, split, domain))
+        return np.load(idx_path(self.directory, split, domain), mmap_mode="r")
 
     def bytes(self, split: str, domain: str) -> int:
         """UTF-8 bytes of the documents' text."""

@@ -1,8 +1,8 @@
 """The tokenizer that every later stage uses: text and chats to ids, and ids to text.
 
-It reads a Hugging Face directory: those that the tokenizer stage writes, and any other byte-level BPE tokenizer
-(GPT-2, Llama 3, Qwen, SmolLM). It adds no special token by itself and finds none in text: they come in by `chat_ids`
-or by the caller's hand.
+It reads a Hugging Face directory: those that the tokenizer stage writes, and others' of the same four kinds:
+byte-level BPE (GPT-2, Llama 3, Qwen), SentencePiece-style BPE (Llama 2, Mistral, Gemma), unigram (T5) and WordPiece
+(BERT). It adds no special token by itself and finds none in text: they come in by `chat_ids` or by the caller's hand.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tokenizers
-from tokenizers import AddedToken, decoders, processors
+from numpy.typing import ArrayLike, NDArray
+from tokenizers import AddedToken, processors
 
 from ..errors import GristmillError
-from .chat import ChatTemplate, Message, Rendering
+from .chat import ChatTemplate, Message, Rendering, Tool
+from .encoder import Encoder
+from .kinds import adds_prefix, hide_from_text, is_lossless, kind_of, without_first
 from .special import FOREIGN_STOPS, IM_END, IM_START
-from .stream import TokenStream, bytes_of
+from .stream import TokenStream
+from .tables import ByteTable, byte_table
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,13 +38,17 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
 )
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer with its chat template; made by `Tokenizer.load`.
+    """A tokenizer with its chat template; made by `Tokenizer.load`.
 
+    `kind`: bpe (byte-level), sentencepiece (BPE of characters), unigram or wordpiece. `lossless`: whether every text
+    decodes to itself; in the last three a "▁" of the text becomes a space all the same. `dummy_prefix`: whether a
+    space is put before every text; `token_bytes` then counts one byte more than the text has.
     `vocab_size`: one more than the largest id. `bos_id`, `eos_id`, `pad_id`: a tokenizer from elsewhere that names no
     bos or pad token uses its eos token there. `im_start_id`, `im_end_id`: None where the vocabulary lacks them.
     `stop_ids`: the ids that end a text or a turn. `hash`: sha256 over `tokenizer.json` and the chat template, by which
@@ -51,8 +62,17 @@ class Tokenizer:
         specials = [token for token in added.values() if token.special]
         self._special_to_id = {token.content: id for id, token in added.items() if token.special}
         self.special_ids = frozenset(self._special_to_id.values())
-        self._id_to_bytes = _byte_table(backend, added)
+        path = directory / "tokenizer.json"
+        try:
+            self.kind = kind_of(backend)
+            self._all_bytes = byte_table(backend, added)
+        except GristmillError as error:
+            raise GristmillError(f"{path} cannot be used: {error}") from None
+        self._id_to_bytes = self._all_bytes.later
         self.vocab_size = len(self._id_to_bytes)
+        self.lossless = is_lossless(backend)
+        self.dummy_prefix = adds_prefix(backend)
+        hide_from_text(backend, self.special_ids)
 
         if "eos_token" not in named:
             raise GristmillError(f"{directory / 'tokenizer_config.json'} names no eos_token; add one")
@@ -65,15 +85,16 @@ class Tokenizer:
         self.pad_id: int = ids.get("pad_token", self.eos_id)
         self.im_start_id = self._special_to_id.get(IM_START)
         self.im_end_id = self._special_to_id.get(IM_END)
-        stops = {self._special_to_id[token] for token in (IM_END, *FOREIGN_STOPS) if token in self._special_to_id}
-        self.stop_ids: tuple[int, ...] = tuple(sorted(stops | {self.eos_id}))
-
         self.files = [directory / name for name in TOKENIZER_FILES if (directory / name).exists()]
         self.template = None
         if template is not None:
             origin = f"the chat template of {directory}"
             self.template = ChatTemplate(template, origin, named, specials)
-        digest = hashlib.sha256((directory / "tokenizer.json").read_bytes())
+        turn_ends = self.template.turn_ends if self.template else ()
+        ends = [token for token in (IM_END, *FOREIGN_STOPS, *turn_ends) if token in self._special_to_id]
+        self.stop_ids: tuple[int, ...] = tuple(sorted({self.eos_id, *(self._special_to_id[token] for token in ends)}))
+
+        digest = hashlib.sha256(path.read_bytes())
         digest.update(b"\0" + (template or "").encode())
         self.hash = digest.hexdigest()
 
@@ -88,17 +109,13 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise GristmillError(f"{path} is not a tokenizer that the tokenizers library reads: {error}") from None
-        if not isinstance(backend.decoder, decoders.ByteLevel):
-            raise GristmillError(
-                f"{path} is not a byte-level tokenizer (GPT-2, Llama 3, Qwen, SmolLM), the only kind read"
-            )
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # a special token's letters in a text are letters
         backend.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing, keeps offsets whole
-        config = _read_json(directory / "tokenizer_config.json")
-        named = _named_tokens({**_read_json(directory / "special_tokens_map.json"), **config})
-        return cls(directory, backend, named, _read_template(directory, config))
+        config = read_json(directory / "tokenizer_config.json")
+        named = named_tokens({**read_json(directory / "special_tokens_map.json"), **config})
+        return cls(directory, backend, named, read_template(directory, config))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without bos or eos. A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD."""
@@ -109,40 +126,80 @@ class Tokenizer:
         encodings = self.backend.encode_batch_fast([_well_formed(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of ids; bytes that are no UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
-        table = self._table(skip_special_tokens)
-        return b"".join(bytes_of(table, token_id) for token_id in ids).decode("utf-8", "replace")
+    def encode_array(self, texts: pa.Array) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """`encode` of an array of strings (a null is an empty text): all ids in a row, and where the ids of each text
+        start, int64 `[texts + 1]`."""
+        encoder, lock = self._encoder
+        if encoder is not None:
+            with lock:  # it remembers what it has seen
+                return encoder.encode(texts)
+        encoded = self.encode_batch(text or "" for text in texts.to_pylist())
+        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
+        return np.fromiter(chain.from_iterable(encoded), dtype=np.uint32, count=int(offsets[-1])), offsets
 
-    def stream(self, skip_special_tokens: bool = True) -> TokenStream:
-        """A decoder for ids that come one by one: `.push(id)` and, at the end, `.finish()` give text."""
-        return TokenStream(self._table(skip_special_tokens))
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True, continues: bool = False) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD, ids beyond the vocabulary nothing.
+
+        `continues`: the ids go on with a text, they do not begin one. It matters to the kinds other than bpe, whose
+        first token loses the space that encoding has put before the text.
+        """
+        return self._table(skip_special_tokens).join(ids, begins=not continues).decode("utf-8", "replace")
+
+    def stream(self, skip_special_tokens: bool = True, continues: bool = False) -> TokenStream:
+        """`decode` for ids that come one by one: `.push(id)` and, at the end, `.finish()` give text."""
+        return TokenStream(self._table(skip_special_tokens), begins=not continues)
+
+    def check_ids(self, ids: ArrayLike, what: str) -> None:
+        """GristmillError where `ids` (integers of any shape) holds one that the vocabulary lacks; `what` names them."""
+        array = np.asarray(ids)
+        wrong = array[(array < 0) | (array >= self.vocab_size)]
+        if wrong.size:
+            raise GristmillError(
+                f"{what} holds the token id {wrong.flat[0]}; the ids of {self.directory} go from 0 to "
+                f"{self.vocab_size - 1}"
+            )
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
         """int64 `[vocab_size]`: the UTF-8 bytes of text that each id stands for, 0 for special tokens."""
-        return np.array([len(text) for text in self._text_bytes], dtype=np.int64)
+        return np.array([len(text) for text in self._text_bytes.later], dtype=np.int64)
 
-    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The chat as the template writes it; `add_generation_prompt` opens the assistant's turn at the end."""
-        return self._render(messages, add_generation_prompt).text
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Tool] | None = None,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The chat as the template writes it; `ChatTemplate.render` tells what the arguments mean."""
+        return self._render(messages, add_generation_prompt, tools, continue_final_message).text
 
-    def chat_ids(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
+    def chat_ids(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Tool] | None = None,
+        continue_final_message: bool = False,
+    ) -> list[int]:
         """The ids of a chat. Special tokens come from the template alone, never from a message's text."""
+        rendering = self._render(messages, add_generation_prompt, tools, continue_final_message)
         ids: list[int] = []
-        for piece in self._render(messages, add_generation_prompt).pieces:
+        for number, piece in enumerate(rendering.pieces):
             if piece.special is None:
-                ids += self.encode(piece.text)
+                ids += self._encode_piece(piece.text, number).ids
             else:
                 ids.append(self._special_to_id[piece.special])
         return ids
 
-    def chat_ids_with_mask(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    def chat_ids_with_mask(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> tuple[list[int], list[int]]:
         """The ids of a chat and, for each, 1 where the assistant wrote it (the closing `<|im_end|>` included), else 0.
 
         A token is the assistant's when any of its characters lies in a `{% generation %}` span of the template.
         """
-        rendering = self._render(messages, add_generation_prompt=False)
+        rendering = self._render(messages, False, tools, False)
         assert self.template is not None
         if not self.template.has_generation:
             raise GristmillError(
@@ -152,9 +209,9 @@ class Tokenizer:
         ids: list[int] = []
         mask: list[int] = []
         position = 0  # in characters of the rendered text
-        for piece in rendering.pieces:
+        for number, piece in enumerate(rendering.pieces):
             if piece.special is None:
-                encoding = self.backend.encode(_well_formed(piece.text), add_special_tokens=False)
+                encoding = self._encode_piece(piece.text, number)
                 ids += encoding.ids
                 offsets = encoding.offsets
             else:
@@ -165,50 +222,55 @@ class Tokenizer:
             position += len(piece.text)
         return ids, mask
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> Rendering:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Tool] | None,
+        continue_final_message: bool,
+    ) -> Rendering:
         if self.template is None:
             raise GristmillError(
                 f"{self.directory} has no chat template (chat_template.jinja, or chat_template in "
                 f"tokenizer_config.json); add one or use a model that was trained to chat"
             )
-        return self.template.render(messages, add_generation_prompt)
+        return self.template.render(messages, add_generation_prompt, tools, continue_final_message)
+
+    def _encode_piece(self, text: str, number: int) -> tokenizers.Encoding:
+        """A piece of a chat, the `number`-th. Some tokenizers put a space before the first piece alone."""
+        backend = self._later_backend if number else self.backend
+        return backend.encode(_well_formed(text), add_special_tokens=False)
 
     @cached_property
-    def _text_bytes(self) -> list[bytes]:
-        return [b"" if id in self.special_ids else text for id, text in enumerate(self._id_to_bytes)]
+    def _encoder(self) -> tuple[Encoder | None, Lock]:
+        return Encoder.of(self.backend), Lock()
 
-    def _table(self, skip_special_tokens: bool) -> list[bytes]:
-        return self._text_bytes if skip_special_tokens else self._id_to_bytes
+    @cached_property
+    def _later_backend(self) -> tokenizers.Tokenizer:
+        return without_first(self.backend)
+
+    @cached_property
+    def _text_bytes(self) -> ByteTable:
+        return self._all_bytes.without(self.special_ids)
+
+    def _table(self, skip_special_tokens: bool) -> ByteTable:
+        return self._text_bytes if skip_special_tokens else self._all_bytes
+
+
+def check_same(tokenizer: Tokenizer, found: str, what: str) -> None:
+    """GristmillError where `what` was made with another tokenizer: `found` is the `hash` that it keeps."""
+    if found != tokenizer.hash:
+        raise GristmillError(
+            f"{what} was made with another tokenizer or chat template (hash {found[:12]}) than {tokenizer.directory} "
+            f"(hash {tokenizer.hash[:12]}); make both with the same one: run the older stage again"
+        )
 
 
 def _well_formed(text: str) -> str:
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
-def _byte_table(backend: tokenizers.Tokenizer, added: dict[int, AddedToken]) -> list[bytes]:
-    """The bytes of each id; those of an added token are its content's."""
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    if not vocabulary:
-        raise GristmillError("tokenizer.json holds an empty vocabulary")
-    character_to_byte = _character_to_byte()
-    table = [b""] * (max(vocabulary.values()) + 1)
-    for token, id in vocabulary.items():
-        if id not in added and all(character in character_to_byte for character in token):
-            table[id] = bytes(character_to_byte[character] for character in token)
-        else:
-            table[id] = token.encode()
-    return table
-
-
-def _character_to_byte() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes: printable Latin-1 stands for itself, the others, in order, for
-    the characters from U+0100 on (Radford et al. 2019, encoder.py)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, empty where the file does not exist."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -221,7 +283,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
+def named_tokens(config: dict[str, Any]) -> dict[str, str]:
     """`bos_token`, `eos_token` and the like, which stand as strings or as objects with their `content`."""
     named = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
@@ -232,7 +294,7 @@ def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
     return named
 
 
-def _read_template(directory: Path, config: dict[str, Any]) -> str | None:
+def read_template(directory: Path, config: dict[str, Any]) -> str | None:
     """The template in its own file or, where that is missing, the (default) one in tokenizer_config.json."""
     path = directory / "chat_template.jinja"
     if path.exists():

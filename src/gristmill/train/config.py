@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..model.config import ModelShape
 
+Packing = Literal["stream", "best_fit"]
+
 
 class TrainingConfig(BaseModel):
     """What every training stage sets: length, batch, AdamW, schedule, precision, how often to look and to save."""
@@ -44,6 +46,11 @@ class PretrainConfig(BaseModel):
     sequence_length: int = Field(default=256, gt=1, description="Tokens predicted per sequence.")
     document_mask: bool = Field(
         default=False, description="Keep attention inside documents where several share a sequence."
+    )
+    packing: Packing = Field(
+        default="stream",
+        description="stream cuts all tokens every sequence_length; best_fit packs whole documents, cuts only longer "
+        "ones, and always masks.",
     )
     training: TrainingConfig = Field(description="The training loop.")
     validate_every: int = Field(

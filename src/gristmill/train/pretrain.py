@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
 from ..tokenizer.store import TokenStore
-from ..tokenizer.tokenizer import Tokenizer
+from ..tokenizer.tokenizer import Tokenizer, check_same
 from ..weights.hf import save_model
 from .config import PretrainConfig
 from .data import PretrainBatches, TokenBatch
@@ -24,18 +25,21 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
     """Train a new model on the tokens of `run.inputs["tokens"]`; leaves a model directory and `training.json`."""
     tokenizer = Tokenizer.load(run.inputs["tokenizer"])
     store = TokenStore.open(run.inputs["tokens"])
-    if store.tokenizer_hash != tokenizer.hash:
-        raise GristmillError(
-            f"{run.inputs['tokens']} was packed with another tokenizer than {run.inputs['tokenizer']}: pack it again"
-        )
+    check_same(tokenizer, store.tokenizer_hash, str(run.inputs["tokens"]))
     model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.model_dump())).init_weights(run.seed)
     training = config.training
     batches = PretrainBatches(
-        store, training.batch_size, config.sequence_length, run.seed, config.document_mask, tokenizer.bos_id
+        store,
+        training.batch_size,
+        config.sequence_length,
+        run.seed,
+        config.document_mask,
+        tokenizer.bos_id,
+        config.packing,
     )
     device = resolve_device(training.device)
     precision = resolve_precision(training.precision, device)
-    validation = [_validation_batch(store, name, config) for name in store.domains]
+    validation = [_validation_batch(store, name, config, tokenizer.bos_id, batches.masked) for name in store.domains]
     token_bytes = torch.from_numpy(tokenizer.token_bytes)
 
     def validate(model: Decoder, step: int) -> dict[str, float]:
@@ -55,13 +59,16 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
     )
     save_model(model, run.out, run.inputs["tokenizer"])
     write_json(run.out / "training.json", result.history)
-    tokens = training.steps * training.batch_size * config.sequence_length
-    per_second = result.steps_run * training.batch_size * config.sequence_length / max(result.seconds, 1e-9)
+    tokens = batches.tokens(training.steps)
+    places = training.batch_size * config.sequence_length
+    per_second = result.steps_run * places / max(result.seconds, 1e-9)
     return {
         "parameters": model.config.num_parameters,
         "tokens": tokens,
         "epochs": round(tokens / sum(len(store.tokens("train", name)) for name in store.domains), 3),
         "domain_epochs": {name: round(count, 3) for name, count in batches.epochs(training.steps).items()},
+        "padding": round(1 - tokens / (training.steps * places), 6),
+        **{name: round(share, 6) for name, share in batches.cut_documents().items()},
         "train_loss": result.history[-1]["loss"],
         "validation_bits_per_byte": result.history[-1]["validation_bits_per_byte"],
         "tokens_per_second": round(per_second),
@@ -70,8 +77,8 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
     }
 
 
-def _validation_batch(store: TokenStore, domain: str, config: PretrainConfig) -> TokenBatch:
-    """The first validation tokens of a domain as rows that do not overlap."""
+def _validation_batch(store: TokenStore, domain: str, config: PretrainConfig, bos_id: int, masked: bool) -> TokenBatch:
+    """The first validation tokens of a domain as rows that do not overlap; attention as in training."""
     length = config.sequence_length
     tokens = np.asarray(store.tokens("validation", domain)[: config.validation_tokens + 1]).astype(np.int64)
     length = min(length, len(tokens) - 1)
@@ -80,7 +87,8 @@ def _validation_batch(store: TokenStore, domain: str, config: PretrainConfig) ->
     rows = (len(tokens) - 1) // length
     inputs = torch.from_numpy(tokens[: rows * length].reshape(rows, length))
     targets = torch.from_numpy(tokens[1 : rows * length + 1].reshape(rows, length))
-    return TokenBatch(inputs, targets, torch.ones_like(targets, dtype=torch.float32))
+    segments = (inputs == bos_id).cumsum(dim=1) if masked else None
+    return TokenBatch(inputs, targets, torch.ones_like(targets, dtype=torch.float32), segments)
 
 
 @torch.no_grad()
@@ -89,7 +97,7 @@ def _bits_per_byte(
 ) -> float:
     """Bits per byte over one batch; tokens that stand for no bytes are not counted."""
     sizes = token_bytes[batch.targets_BT]
-    weighted = TokenBatch(batch.inputs_BT, batch.targets_BT, (sizes > 0).float())
+    weighted = replace(batch, weights_BT=(sizes > 0).float())
     nats = 0.0
     for rows in weighted.split(8):
         with autocast(precision, device):

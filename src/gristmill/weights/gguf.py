@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import GristmillError
 from ..model.config import ModelConfig
-from .gguf_tokenizer import write_tokenizer
+from ..tokenizer.formats.gguf import write_tokenizer
 from .hf import save_model
 from .layout import build_decoder, stored_shapes
 

@@ -79,7 +79,7 @@ def write_config(
     }
     write_json(directory / CONFIG, settings)
     # Either ends a reply: the end of a document, or the end of a turn in a chat.
-    stops = [token_ids[name] for name in ("eos", "im_end") if name in token_ids]
+    stops = [token_ids[name] for name in ("eos", "im_end", "turn_end") if name in token_ids]
     generation = {
         "bos_token_id": token_ids.get("bos"),
         "eos_token_id": list(dict.fromkeys(stops)),

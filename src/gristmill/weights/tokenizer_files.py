@@ -1,7 +1,4 @@
-"""The tokenizer's files as they travel inside a model directory, and the ids a model's config takes from them.
-
-The tokenizer itself is another room's business; here its files are copied and three or four ids are read.
-"""
+"""The tokenizer's files as they travel inside a model directory, and the ids a model's config takes from them."""
 
 from __future__ import annotations
 
@@ -10,10 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
+
 from ..errors import GristmillError
+from ..tokenizer.chat import ChatTemplate
+from ..tokenizer.special import IM_END
+from ..tokenizer.tokenizer import named_tokens, read_template
 
 REQUIRED = ("tokenizer.json", "tokenizer_config.json")
-TRAVELLING = (*REQUIRED, "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt")
+TRAVELLING = (*REQUIRED, "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -29,33 +31,53 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def special_token_ids(directory: Path, vocab_size: int) -> dict[str, int]:
-    """Ids of the special tokens `bos`, `eos`, `pad` and `im_end` (the end of a turn), as far as the tokenizer has them.
+    """Ids of the special tokens `bos`, `eos`, `pad`, `im_end`, and of the `turn_end` that the chat template writes
+    behind a reply, as far as the tokenizer has them.
 
     GristmillError when the tokenizer holds an id that a model of `vocab_size` rows has no row for.
     """
-    tokenizer, settings = (_read_json(directory / name) for name in REQUIRED)
-    ids: dict[str, int] = dict(tokenizer["model"]["vocab"])
-    ids.update({token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])})
+    tokenizer, settings = (read_json(directory / name) for name in REQUIRED)
+    try:
+        vocab = tokenizer["model"]["vocab"]  # a unigram model's is a list of pieces and scores
+        ids: dict[str, int] = (
+            dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
+        )
+        ids.update({token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise GristmillError(f"{directory / 'tokenizer.json'} is not a whole tokenizer.json: {error!r}") from None
     highest = max(ids.values(), default=-1)
     if highest >= vocab_size:
         raise GristmillError(
             f"{directory / 'tokenizer.json'} holds id {highest}, the model's vocab_size is {vocab_size}: "
             "the tokenizer belongs to another model"
         )
-    contents = {name: _content(settings.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
-    contents["im_end"] = "<|im_end|>"
+    named = named_tokens(settings)
+    contents = {name: named.get(f"{name}_token") for name in ("bos", "eos", "pad")}
+    contents |= {"im_end": IM_END, "turn_end": _turn_end(directory, settings, tokenizer.get("added_tokens", []))}
     return {name: ids[content] for name, content in contents.items() if content in ids}
 
 
-def _content(token: str | dict[str, Any] | None) -> str | None:
-    """tokenizer_config.json writes a token as a string or as an object with its `content`."""
-    return token["content"] if isinstance(token, dict) else token
+def _turn_end(directory: Path, settings: dict[str, Any], added: list[dict[str, Any]]) -> str | None:
+    template = read_template(directory, settings)
+    if template is None:
+        return None
+    specials = [
+        AddedToken(token["content"], lstrip=token.get("lstrip", False), rstrip=token.get("rstrip", False), special=True)
+        for token in added
+        if token.get("special")
+    ]
+    ends = ChatTemplate(template, f"the chat template of {directory}", named_tokens(settings), specials).turn_ends
+    return ends[0] if ends else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in one of the tokenizer's files; GristmillError where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GristmillError(f"{path} is missing; a model directory needs its tokenizer's files") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise GristmillError(f"{path} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise GristmillError(f"{path} must hold a JSON object")
+    return value

@@ -1,0 +1,9 @@
+"""Tokenizers in the files of other programs: read into a directory of ours and written from it (`exchange`).
+
+`huggingface` is the directory itself; `tiktoken` ranks files, `tekken` Mistral's JSON of the same, `sentencepiece`
+`.model` files.
+"""
+
+from .exchange import export_tokenizer, import_tokenizer
+
+__all__ = ["export_tokenizer", "import_tokenizer"]
