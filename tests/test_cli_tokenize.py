@@ -30,7 +30,8 @@ def call(monkeypatch, capsys):
     def run(*arguments, stdin=""):
         monkeypatch.setattr(sys, "argv", ["gristmill", *map(str, arguments)])
         monkeypatch.setattr(cli, "_show_traceback", [False])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
         with pytest.raises(SystemExit) as stop:
             main()
         captured = capsys.readouterr()
@@ -143,18 +144,54 @@ def test_export_and_import_keep_the_ids(call, run_directory, loaded, tmp_path):
     assert (code, "exists already" in err) == (1, True)
 
 
+def test_a_failed_import_can_be_tried_again(call, run_directory, tmp_path):
+    ranks, back = tmp_path / "mine.tiktoken", tmp_path / "back"
+    assert (
+        call("tokenize", "export", run_directory, tmp_path / "new" / "there" / "mine.tiktoken", "--format=tiktoken")[0]
+        == 0
+    )
+    (tmp_path / "new" / "there" / "mine.tiktoken").rename(ranks)
+    for special, said in [
+        ("<|x|>=5000", "--eos"),
+        ("the=5000", "'the' is a token of text"),
+        ("<|e|>=7", "is the rank of"),
+    ]:
+        code, _, err = call("tokenize", "import", ranks, back, "--pattern", "gpt2", "--special", special)
+        assert (code, said in err, err.count("\n")) == (1, True, 1)
+    assert not back.exists()
+    code, _, err = call("tokenize", "import", ranks, back)
+    assert (code, "--pattern and --special" in err) == (1, True)
+    assert call("tokenize", "import", ranks, back, "--pattern=gpt2", "--special=<|x|>=5000", "--eos=<|x|>")[0] == 0
+
+
+def test_bytes_that_are_no_text_become_replacement_characters(call, run_directory, loaded):
+    code, out, err = call("tokenize", "play", run_directory, "b\udcffc")
+    assert (code, err) == (0, "")
+    assert "\ufffd" in out
+    ids = loaded.encode("b\ufffdc")
+    assert " ".join(map(str, ids)) in out.splitlines()
+    for arguments in (["b\udcffc"], ["-"]):
+        assert call("tokenize", "encode", run_directory, *arguments, stdin=b"b\xffc")[1].split() == [*map(str, ids)]
+    code, out, _ = call("tokenize", "play", run_directory, stdin=b"b\xffc\n")
+    assert (code, " ".join(map(str, ids)) in out.splitlines()) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["encode", "none", "x"], "none does not exist; give a run, an artifact with a tokenizer"),
         (["encode", "/tmp", "x"], "/tmp holds no tokenizer.json and is no run directory"),
         (["encode", "FILE", "x"], "is a file; make a directory of it first"),
+        (["encode", "EMPTY", "x"], "is a run that has no tokenizer yet; make one: gristmill run"),
         (["decode", "RUN", "1", "x"], "'x' is no id"),
         (["decode", "RUN", "290"], "token id 290"),
         (["import", "none", "OUT"], "none does not exist"),
         (["import", "FILE", "OUT", "--special", "x"], "--special x is not TOKEN=ID"),
         (["export", "RUN", "FILE"], "exists already"),
         (["export", "RUN", "OUT", "--format", "word"], "'word'"),
+        (["export", "RUN", "BESIDE", "--format", "tiktoken"], "holds no pat_str"),
+        (["export", "RUN", "ranks.json", "--format", "tiktoken"], "ranks.json ends in .json"),
+        (["import", "MODEL", "OUT", "--pattern", "gpt2"], "leave out --pattern and --special"),
         (["report"], "name a run, a tokenizer, or --references"),
         (["report", "RUN"], "has no corpus beside it; name the text to measure on with --text"),
         (["report", "RUN", "--text", "none"], "--text none does not exist"),
@@ -164,7 +201,10 @@ def test_export_and_import_keep_the_ids(call, run_directory, loaded, tmp_path):
 )
 def test_a_mistake_is_one_line_and_exit_code_1(call, run_directory, tmp_path, arguments, said):
     (tmp_path / "file.txt").write_text("words of text")
-    places = {"RUN": run_directory, "FILE": tmp_path / "file.txt", "OUT": tmp_path / "out"}
+    (tmp_path / "empty" / "artifacts").mkdir(parents=True)
+    places = {"EMPTY": tmp_path / "empty", "RUN": run_directory, "FILE": tmp_path / "file.txt", "OUT": tmp_path / "out"}
+    model = run_directory / "artifacts" / "tokenizer"
+    places |= {"MODEL": model, "BESIDE": model / "tokenizer.tiktoken"}
     code, _, err = call("tokenize", *(places.get(word, word) for word in arguments))
     assert code == 1
     assert said in err

@@ -21,7 +21,7 @@ from gristmill.tokenizer.chat.guard import SpecialText
 from gristmill.tokenizer.config import TokenizerConfig
 from gristmill.tokenizer.tokenizer import Tokenizer
 
-GUARD = "\U000f0000"
+GUARD = "\U00020000"
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)
@@ -90,13 +90,39 @@ def test_special_strings_in_json(form: str) -> None:
     plain = render("{{ messages[0] | " + form + " }}<|end|>", [message], ("<|never|>",))
     assert rendering.text == plain.text
     assert GUARD not in rendering.text
-    assert "\\udb80" not in rendering.text
+    assert "\\ud840" not in rendering.text
 
 
-def test_private_characters_in_messages_survive(tokenizer: Tokenizer) -> None:
-    content = "".join(chr(0xF0000 + offset) for offset in range(6)) + "<|im_end|>"
+@pytest.mark.parametrize(
+    "expression", ["messages", "messages[0]", "messages[0].x", "messages | string", "'%r' % messages"]
+)
+def test_special_strings_in_printed_values(expression: str) -> None:
+    """Python's `repr` writes dicts and lists, and escapes what it takes for unprintable."""
+    message = {"role": "user", "content": "é <|end|> a<", "x": ["a<", "<|end|>"], "<|end|>": "<"}
+    rendering = render("{{ " + expression + " }}<|end|>", [message])
+    assert specials_in(rendering) == ["<|end|>"]
+    assert rendering.text == render("{{ " + expression + " }}<|end|>", [message], ("<|never|>",)).text
+    assert GUARD not in rendering.text
+    assert "\\U" not in rendering.text
+
+
+@pytest.mark.parametrize("first", [0x20000, 0xF0000])
+def test_rare_characters_in_messages_survive(tokenizer: Tokenizer, first: int) -> None:
+    content = "".join(chr(first + offset) for offset in range(6)) + "<|im_end|>"
     ids = tokenizer.chat_ids([turn("user", content)])
     assert tokenizer.decode(ids, skip_special_tokens=False).count(content) == 1
+
+
+def test_rare_characters_of_the_template_survive() -> None:
+    rendering = render("\U00020000{{ '\\U00020001' ~ messages[0].content }}", [turn("user", "<|end|>\U00020002")])
+    assert rendering.text == "\U00020000\U00020001<|end|>\U00020002"
+
+
+def test_messages_of_every_rare_character() -> None:
+    every = "".join(map(chr, range(0x20000, 0x40000)))
+    with pytest.raises(GristmillError, match=r"hold every ideograph from U\+20000 on; leave four of them out"):
+        render("{{ messages[0].content }}", [turn("user", every)])
+    assert render("{{ messages[0].content }}", [turn("user", every[4:])]).text == every[4:]
 
 
 def test_special_tokens_of_one_letter() -> None:
@@ -154,7 +180,8 @@ def test_ten_thousand_reserved_tokens() -> None:
         "{{ messages.append(1) }}",
         "{{ messages[0].update(role='x') }}",
         "{{ bos_token.format.__self__.__class__.x }}",
-        "{{ '{0.__class__.__mro__}'.format(bos_token).x.y }}",
+        "{{ '{0.__class__.__mro__}'.format(bos_token) }}",
+        "{{ '{x.__class__.__mro__}'.format_map({'x': bos_token}) }}",
         "{{ range(10**9) | list }}",
         "{% for i in range(10**9) %}{% endfor %}",
         "{% import 'os' as os %}",
@@ -170,6 +197,56 @@ def test_ten_thousand_reserved_tokens() -> None:
 def test_templates_reach_nothing_but_their_arguments(source: str) -> None:
     with pytest.raises(GristmillError, match="the template cannot render these messages: "):
         render(source, [turn("user", "q")])
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'a' * 10**9",
+        "10**9 * [1]",
+        "(1, 2) * 10**9",
+        "10 ** (10**9)",
+        "2 ** 9999999 * 2 ** 9999999",
+        "'%0999999999d' % 1",
+        "'%(a)0999999999d' % {'a': 1}",
+        "'%.999999999f' % 1",
+        "'%*d' % (999999999, 1)",
+        "'%*d' % (-999999999, 1)",
+        "'%6000000d%6000000d' % (1, 1)",
+        "'%0999999999d' | format(1)",
+        "'%*d' | format(999999999, 1)",
+        "'a'.ljust(10**9)",
+        "'a'.rjust(10**9, 'b')",
+        "'a'.center(10**9)",
+        "'a'.zfill(10**9)",
+        "'\t'.expandtabs(tabsize=10**9)",
+        "(1).to_bytes(10**9, 'big')",
+        "'{:>999999999}'.format(1)",
+        "'{:>{}}'.format(1, 999999999)",
+        "'{a:.999999999f}'.format_map({'a': 1.5})",
+        "('{:>999999999}' | safe).format(1)",
+        "'a' | center(10**9)",
+        "'a\nb' | indent(width=10**9)",
+        "[1] | batch(10**9, 'x') | list",
+        "[1] | tojson(indent=10**9)",
+    ],
+)
+def test_templates_make_no_huge_value_at_one_go(expression: str) -> None:
+    with pytest.raises(
+        GristmillError, match=r"cannot .*: a template may make no value longer than 10,000,000 at one go"
+    ):
+        render("{{ " + expression + " }}", [turn("user", "q")])
+
+
+def test_products_and_formats_within_bounds() -> None:
+    source = (
+        "{{ '-' * 3 ~ 2 * 3 ~ 2 ** 3 ~ 7 % 4 ~ 1.5 * 2 ~ [1] * 2 }} {{ '%3d|%s' % (1, 'x') }} "
+        "{{ '%s %s' | format(1, 2) }} {{ '%(a)s' | format(a=1) }} {{ '{} {a:>3}'.format(1, a=2) }} "
+        "{{ '{a}'.format_map({'a': 1}) }} "
+        "{{ 'a'.ljust(2) }}|{{ 'a' | center(3) }}|{{ 'a\nb' | indent(1) }} {{ [1] | batch(2, 0) | list }} {{ 2 ** -1 }}"
+    )
+    text = "---6833.0[1, 1]   1|x 1 2 1 1   2 1 a | a |a\n b [[1, 0]] 0.5"
+    assert render(source, [turn("user", "q")]).text == text
 
 
 def test_templates_see_plain_values_only() -> None:
@@ -225,28 +302,49 @@ for _ in range(100):
         ([turn("tool", {"a": 1})], "is not a string"),
         ([{"role": "user"}], "is not a string"),
         ([turn("user", "x"), {"content": "x"}], r"messages\[1\] must be an object"),
+        (None, r"messages is of type NoneType; give a list of objects with"),
+        ("hello", r"messages is of type str; give a list"),
+        ({"role": "user"}, r"messages is of type dict; give a list"),
         (["hello"], r"messages\[0\] must be an object"),
         ([turn("user", [{"type": "image_url"}])], r"messages\[0\]\.content\[0\] must be .* of text alone"),
         ([turn("user", ["x"])], r"messages\[0\]\.content\[0\] must be"),
         ([turn("user", b"x")], r"messages\[0\]\.content is of type bytes"),
         ([turn("user", {1: 2})], r"messages\[0\]\.content has a key that is no string"),
         ([turn("user", DEEP)], "nested more than 64 deep"),
+        (
+            [calls(None, call("f", '{"a": ' * 900 + "1" + "}" * 900))],
+            r"messages\[0\]\.tool_calls\[0\]: arguments\.a\.a.* is nested more than 64 deep",
+        ),
+        (
+            [calls(None, call("f", '{"a": ' + "1" * 5_000 + "}"))],
+            r"\.tool_calls\[0\]: arguments are not valid JSON: .*digits",
+        ),
+        (
+            [calls(None, call("f", {"a": [10**5_000]}))],
+            r"messages\[0\]\.tool_calls\[0\]\.function\.arguments\.a\[0\] has more than 4300 digits; give it",
+        ),
         ([{**calls(None), "tool_calls": "x"}], r"messages\[0\]\.tool_calls must be a list"),
         ([calls(None, {"id": "x"})], r"messages\[0\]\.tool_calls\[0\] must be an object with the function's `name`"),
         ([calls(None, call("f", "{"))], r"tool_calls\[0\]: arguments are not valid JSON"),
         ([calls(None, call("f", {}), call("f", "[1]"))], r"tool_calls\[1\]: arguments must be a JSON object"),
     ],
 )
-def test_bad_messages(ours: Tokenizer, messages: list[Any], complaint: str) -> None:
+def test_bad_messages(ours: Tokenizer, messages: Any, complaint: str) -> None:
     with pytest.raises(GristmillError, match=complaint):
         ours.chat_ids(messages)
 
 
 @pytest.mark.parametrize(
     ("tools", "complaint"),
-    [(["f"], r"tools\[0\] must be an object"), ([{"f": len}], r"tools\[0\]\.f is of type builtin_function_or_method")],
+    [
+        (["f"], r"tools\[0\] must be an object"),
+        (3, r"tools is of type int; give a list of the JSON schemas of functions, or None"),
+        ({"f": 1}, r"tools is of type dict"),
+        ([{"f": -(10**5_000)}], r"tools\[0\]\.f has more than 4300 digits"),
+        ([{"f": len}], r"tools\[0\]\.f is of type builtin_function_or_method"),
+    ],
 )
-def test_bad_tools(tokenizer: Tokenizer, tools: list[Any], complaint: str) -> None:
+def test_bad_tools(tokenizer: Tokenizer, tools: Any, complaint: str) -> None:
     with pytest.raises(GristmillError, match=complaint):
         tokenizer.chat_ids([turn("user", "q")], tools=tools)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gristmill.errors import GristmillError
-from gristmill.tokenizer.formats import export_tokenizer, import_tokenizer
+from gristmill.tokenizer.formats import exchange, export_tokenizer, import_tokenizer
 from gristmill.tokenizer.formats.tiktoken import O200K, backend_of_ranks, merge_bytes, merges_of, read_ranks
 from gristmill.tokenizer.tokenizer import Tokenizer
 
@@ -117,6 +118,7 @@ def test_tokens_that_merging_does_not_reach_are_found(words: list[str]) -> None:
         ("YWE= 1", r"line 3: token b'aa', rank 1: empty, negative or a repeat"),
         ("AA== 300", r"line 3: token b'\\x00', rank 300: empty"),
         ("YWE= -4", r"line 3: token b'aa', rank -4: empty"),
+        ("YWE= 2147483648", r"line 3: rank 2147483648 is beyond the largest id, 2147483647"),
     ],
 )
 def test_damaged_ranks_files_are_named_by_line(line: str, complaint: str, tmp_path: Path) -> None:
@@ -134,10 +136,19 @@ def test_ranks_files_that_say_too_little(tokenizer: Tokenizer, tmp_path: Path) -
             {},
             r"r\.tiktoken is a ranks file that is not known here; give its pattern \(gpt2, .* and\s+its special tokens",
         ),
-        ({"pattern": "gpt4"}, "and its special tokens"),
-        ({"pattern": "gpt4", "special_tokens": {}}, r"does not say which token ends a text; give it as eos_token"),
+        ({"pattern": "gpt4"}, r"and its special tokens .* --pattern and --special"),
+        ({"pattern": "gpt4", "special_tokens": {}}, r"which token ends a text; give it with --eos \(eos_token\)"),
         ({"pattern": "gpt4", "special_tokens": SPECIAL, "eos_token": "</s>"}, "has no special token '</s>'"),
         ({"pattern": "gpt4", "special_tokens": {"<|e|>": 5}}, r"'<\|e\|>': its id 5 is the rank of b'&' in"),
+        ({"pattern": "gpt4", "special_tokens": {"<|e|>": -1}}, r"'<\|e\|>': its id -1 is not between 0 and 2147483647"),
+        ({"pattern": "gpt4", "special_tokens": {"<|e|>": 2**31}}, r"its id 2147483648 is not between 0 and 2147483647"),
+        (
+            {"pattern": "gpt4", "special_tokens": {"<|e|>": 999, "b|": 999}},
+            r"'b\|': its id 999 is also that of '<\|e\|>'",
+        ),
+        ({"pattern": "gpt4", "special_tokens": {"e": 5000}}, r"'e' is a token of text in .*r\.tiktoken"),
+        ({"pattern": "gpt4", "special_tokens": {"Ġ": 5000}}, r"'Ġ' is a token of text in .*r\.tiktoken"),
+        ({"pattern": "gpt4", "special_tokens": {" ": 5000}}, r"' ' is a token of text in .*r\.tiktoken"),
         ({"pattern": "(", "special_tokens": SPECIAL}, r"pattern '\(' is none of gpt2, .* and no regex"),
     ]:
         with pytest.raises(GristmillError, match=complaint):
@@ -149,6 +160,67 @@ def test_ranks_files_that_say_too_little(tokenizer: Tokenizer, tmp_path: Path) -
     write_lines(tmp_path / "r.tiktoken", {token: rank for token, rank in ranks.items() if token != b"\xc0"})
     with pytest.raises(GristmillError, match="has no rank for the byte 0xC0"):
         import_tokenizer(path, tmp_path / "out", pattern="gpt4", special_tokens=SPECIAL)
+
+
+def test_a_neighbour_of_a_ranks_file_matters_only_where_something_is_missing(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "vocab.tiktoken", example_ranks(tokenizer))
+    given: dict[str, Any] = {"pattern": "gpt4", "special_tokens": SPECIAL}
+    settings = json.dumps({"pat_str": "a", "special_tokens": {"<|mine|>": 2000}})
+    for beside in ('{"the": 1}', "[]", "{", settings):
+        (tmp_path / "vocab.json").write_text(beside)
+        assert import_tokenizer(path, tmp_path / "out", **given).special_ids == {1000, 1007}
+    assert import_tokenizer(path, tmp_path / "out", pattern="gpt4", eos_token="<|mine|>").eos_id == 2000
+    known = exchange._Published("gpt4", SPECIAL)
+    monkeypatch.setitem(exchange._PUBLISHED, hashlib.sha256(path.read_bytes()).hexdigest(), known)
+    (tmp_path / "vocab.json").write_text(settings)  # as we export it, perhaps with other special tokens
+    assert import_tokenizer(path, tmp_path / "out", eos_token="<|mine|>").special_ids == {2000}
+    (tmp_path / "vocab.json").write_text('{"the": 1}')
+    assert import_tokenizer(path, tmp_path / "out").special_ids == {1000, 1007}
+    monkeypatch.undo()
+    with pytest.raises(GristmillError, match="is a ranks file that is not known here"):
+        import_tokenizer(path, tmp_path / "out")
+
+
+def test_settings_of_ranks_take_no_other_files_place(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    export_tokenizer(tokenizer, "huggingface", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name, complaint in [
+        ("tokenizer.tiktoken", r"tokenizer\.json exists and holds no pat_str; .* name another file"),
+        ("ranks.json", r"ranks\.json ends in \.json, as its second file will; name the ranks file NAME\.tiktoken"),
+        ("ranks.JSON", r"ranks\.JSON ends in \.json"),
+    ]:
+        with pytest.raises(GristmillError, match=complaint):
+            export_tokenizer(tokenizer, "tiktoken", tmp_path / name)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for _ in range(2):  # its own settings give way
+        export_tokenizer(tokenizer, "tiktoken", tmp_path / "new" / "ranks.tiktoken")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["ranks.json", "ranks.tiktoken"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_failed_import_leaves_nothing(exists: bool, directory: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    if exists:
+        out.mkdir()
+    export_tokenizer(tokenizer, "huggingface", source)
+    (source / "chat_template.jinja").write_text("{% if %}")
+    with pytest.raises(GristmillError, match=r"source/tokenizer\.json cannot be imported: .*/out"):
+        import_tokenizer(source, out)
+    (source / "tokenizer_config.json").write_text("{")
+    with pytest.raises(GristmillError, match=r"source/tokenizer_config\.json is not valid JSON"):
+        import_tokenizer(source, out)
+    assert sorted(path.name for path in tmp_path.rglob("*") if source not in path.parents) == (
+        ["out", "source"] if exists else ["source"]
+    )
+    again = import_tokenizer(directory, out)
+    assert (again.directory, again.hash) == (out, tokenizer.hash)
+    assert {path.parent for path in again.files} == {out}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    with pytest.raises(GristmillError, match=r"tokenizer\.json is a file; name a directory"):
+        import_tokenizer(directory, out / "tokenizer.json")
+    assert Tokenizer.load(out).hash == tokenizer.hash
 
 
 def test_what_ranks_cannot_say_is_not_exported(tokenizer: Tokenizer, directory: Path, tmp_path: Path) -> None:
@@ -202,11 +274,34 @@ def test_a_tekken_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 def test_damaged_tekken_files_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
     whole = tekken(tokenizer)
+
+    def with_config(**changes: Any) -> dict[str, Any]:
+        return {**whole, "config": {**whole["config"], **changes}}
+
     for state, complaint in [
         ({**whole, "config": {}}, r"is no whole tekken file: KeyError\('default_num_special_tokens'\)"),
         ({**whole, "special_tokens": [{}]}, r"is no whole tekken file: KeyError\('token_str'\)"),
         ({**whole, "vocab": [*whole["vocab"][:7], {"rank": 7}]}, r"vocab\[7\] is no token in base64 with a rank"),
         ({**whole, "vocab": [*whole["vocab"][:7], whole["vocab"][3]]}, r"vocab\[7\] has the rank 3"),
+        ({**whole, "vocab": [{**whole["vocab"][0], "rank": "0"}]}, r"vocab\[0\] has the rank '0'"),
+        ({**whole, "vocab": [{**whole["vocab"][0], "rank": 0.0}]}, r"vocab\[0\] has the rank 0\.0"),
+        ({**whole, "vocab": 7}, r"is no whole tekken file: TypeError"),
+        ({**whole, "vocab": "YQ=="}, r"config\.pattern must be a string and vocab a list"),
+        (with_config(pattern=7), r"config\.pattern must be a string and vocab a list"),
+        (
+            with_config(default_num_special_tokens="30"),
+            r"config\.default_num_special_tokens is '30', not a whole number",
+        ),
+        (
+            with_config(default_num_special_tokens=601),
+            r"default_num_special_tokens is 601, more than default_vocab_size",
+        ),
+        (with_config(default_vocab_size=None), r"config\.default_vocab_size is None, not a whole number"),
+        (
+            {**whole, "special_tokens": [{"rank": "3", "token_str": "</s>"}]},
+            r"special_tokens: the rank of '</s>' is '3'",
+        ),
+        ({**whole, "special_tokens": [{"rank": 3, "token_str": 5}]}, r"special_tokens: token_str 5 is not a string"),
     ]:
         (tmp_path / "tekken.json").write_text(json.dumps(state))
         with pytest.raises(GristmillError, match=rf"tekken\.json.*{complaint}"):

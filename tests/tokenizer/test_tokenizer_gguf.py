@@ -183,6 +183,20 @@ def test_what_a_file_cannot_say_is_refused(
         add_tokenizer(gguf.GGUFWriter(tmp_path / "x.gguf", "llama"), tmp_path / "t", tokenizer.vocab_size)
 
 
+def test_names_and_templates_are_found_where_loading_finds_them(
+    directory: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Names in special_tokens_map.json alone, and templates as a list."""
+    export_tokenizer(tokenizer, "huggingface", tmp_path / "t")
+    (tmp_path / "t" / "chat_template.jinja").unlink()
+    templates = [{"name": "tools", "template": "none"}, {"name": "default", "template": "{{ eos_token }}"}]
+    (tmp_path / "t" / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    source = written(tmp_path / "t", tmp_path / "t.gguf", tokenizer.vocab_size)
+    assert source.get("tokenizer.ggml.eos_token_id") == tokenizer.eos_id
+    assert source.get("tokenizer.ggml.bos_token_id") == tokenizer.bos_id
+    assert source.get("tokenizer.chat_template") == "{{ eos_token }}"
+
+
 def test_merges_that_scores_cannot_say_are_refused(tmp_path: Path) -> None:
     write_directory(trained("never"), NAMED, [], None, tmp_path / "t")
     path = tmp_path / "t" / "tokenizer.json"

@@ -25,7 +25,7 @@ from gristmill.events import EventLog
 from gristmill.tokenizer import pack as pack_module
 from gristmill.tokenizer.config import TokensConfig
 from gristmill.tokenizer.encoder import Encoder
-from gristmill.tokenizer.pack import pack, token_dtype
+from gristmill.tokenizer.pack import pack, token_dtype, write_piece
 from gristmill.tokenizer.store import TokenStore
 from gristmill.tokenizer.tokenizer import Tokenizer
 
@@ -361,3 +361,17 @@ def test_unknown_split_or_domain(packed: tuple[Path, dict[str, Any]]) -> None:
     for split, domain in [("test", "web"), ("train", "poems")]:
         with pytest.raises(GristmillError, match="splits are train, validation, domains books, code, web"):
             store.tokens(split, domain)
+
+
+def test_a_task_that_is_done_twice_changes_nothing(corpus: Path, directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mark")
+    shard = sorted((corpus / "documents").glob("*.parquet"))[0]
+    task = {
+        "shard": str(shard), "row_groups": [0], "piece": str(tmp_path / "piece"), "tokenizer": str(directory),
+        "hash": "h", "dtype": "<u2", "run": "mark",
+    }  # fmt: skip
+    first = write_piece(task)
+    before = {path: path.read_bytes() for path in (tmp_path / "piece").rglob("*") if path.is_file()}
+    assert write_piece(task) == first
+    assert {path: path.read_bytes() for path in (tmp_path / "piece").rglob("*") if path.is_file()} == before
+    assert not list(tmp_path.glob(".*"))

@@ -120,3 +120,17 @@ def test_a_shard_that_breaks_under_way_is_refused(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(GristmillError, match=r"part-00000\.parquet is not a readable"):
         list(sample.texts())
+
+
+def test_files_that_are_no_part_of_a_corpus(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", example_shards(), WEIGHTS)
+    quota = Sample(corpus, "train", WEIGHTS, 10_000, 0).quota
+    schema = pq.read_schema(next((corpus / "documents").glob("*.parquet")))
+    with pq.ParquetWriter(corpus / "documents" / "part-99998.parquet", schema):
+        pass  # a part without a row
+    assert Sample(corpus, "train", WEIGHTS, 10_000, 0).quota == quota
+    pq.write_table(
+        pa.table({"id": ["1"], "text": ["a"], "domain": ["books"]}), corpus / "documents" / "part-99999.parquet"
+    )
+    with pytest.raises(GristmillError, match=r"part-99999\.parquet has no column 'split'"):
+        Sample(corpus, "train", WEIGHTS, 10_000, 0)

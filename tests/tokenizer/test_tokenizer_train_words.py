@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tokenizer_rooms import VOCAB_SIZE, WEIGHTS, example_shards, files_of, stage_run
 
 from gristmill.data.pool import Pool, Result, Task, load
+from gristmill.errors import GristmillError
 from gristmill.tokenizer.config import TokenizerConfig
 from gristmill.tokenizer.pretokenize import Pattern, build_pretokenizer
 from gristmill.tokenizer.sample import Sample
@@ -196,3 +197,9 @@ def test_no_texts(tmp_path: Path) -> None:
     for texts in ([], [pa.array([], pa.string())], [pa.array(["", None])]):
         found = count_texts(texts, PATTERN, 10**9, tmp_path)
         assert len(found.words) == len(found.counts) == found.text_bytes == 0
+
+
+def test_words_that_fit_in_no_memory_are_an_error(tmp_path: Path) -> None:
+    texts = [pa.array(["mill " * 70_000])]
+    with pytest.raises(GristmillError, match=r"memory_bytes is 100, too little to learn from the 1 words"):
+        count_texts(texts, Pattern("gpt2"), 100, tmp_path)

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from gristmill.errors import GristmillError
 from gristmill.weights.hf import save_model
 from gristmill.weights.load import load_model
+from gristmill.weights.tokenizer_files import special_token_ids
 
 TOLERANCE = 1e-4
 SHAPES = {
@@ -47,6 +48,15 @@ def test_transformers_reads_what_we_write(name, random_model, tokenizer_dir, tmp
         reloaded = load_model(tmp_path)
         assert reloaded.config == model.config
         assert torch.equal(reloaded(ids()), model(ids()))
+
+
+def test_ids_of_special_tokens_that_only_the_map_names(random_model, tokenizer_dir, tmp_path):
+    shutil.copytree(tokenizer_dir, tmp_path / "t")
+    (tmp_path / "t" / "tokenizer_config.json").write_text("{}")
+    assert special_token_ids(tmp_path / "t", 40) == special_token_ids(tokenizer_dir, 40)
+    save_model(random_model(), tmp_path / "m", tmp_path / "t")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert (config["bos_token_id"], config["pad_token_id"]) == (0, 2)
 
 
 @pytest.mark.parametrize("shards", [False, True])

@@ -177,12 +177,14 @@ def _documents(sources: list[Path]) -> Iterator[str]:
         if source.is_dir():
             yield from texts([source])
         else:
-            with open(source, encoding="utf-8") as file:
+            with open(source, "rb") as file:
                 for number, line in enumerate(file, start=1):
                     try:
-                        yield json.loads(line)["text"]
-                    except (ValueError, KeyError, TypeError):
-                        raise GristmillError(f"{source}, line {number}: no JSON object with a field 'text'") from None
+                        text = json.loads(line)["text"]
+                        text.encode()
+                    except (ValueError, KeyError, TypeError, AttributeError):
+                        raise GristmillError(f"{source}, line {number}: no object with text under 'text'") from None
+                    yield text
 
 
 def _training(bench: Bench) -> Iterator[Row]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +18,8 @@ from .common import RecipeArgument, RunOption, SetOption, run_recipe, stage_log,
 if TYPE_CHECKING:
     from ..tokenizer.report.build import Entry
     from ..tokenizer.tokenizer import Tokenizer
+
+_SURROGATES = re.compile("[\ud800-\udfff]")  # what bytes that are no UTF-8 are to Python in an argument
 
 tokenize_app = typer.Typer(
     no_args_is_help=True, help="Stages tokenizer and tokens, and tokenizers by themselves: try, compare, convert them."
@@ -105,10 +109,12 @@ def play(
     from .play import play_loop, show
 
     loaded = _load(tokenizer)
-    if text is None:
-        play_loop(loaded)
-    else:
-        show(loaded, text)
+    if text is not None:
+        show(loaded, _whole(text))
+        return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    play_loop(loaded, lambda prompt: _whole(input(prompt)))
 
 
 @tokenize_app.command("import")
@@ -235,18 +241,22 @@ def _load(path: Path) -> Tokenizer:
 
 def _locate(path: Path) -> Path:
     """The directory of a path's tokenizer: itself, or, of a run, its artifact `tokenizer`, or else its last model."""
+    from ..weights.locate import ALIGNED_LAST
     from .common import locate
 
-    for candidate in (path, path / "artifacts" / "tokenizer"):
+    artifacts = path / "artifacts"
+    for candidate in (path, artifacts / "tokenizer"):
         if (candidate / "tokenizer.json").is_file():
             return candidate
     if not path.exists():
         raise GristmillError(f"{path} does not exist; give a run, an artifact with a tokenizer, or a model directory")
     if path.is_file():
         raise GristmillError(f"{path} is a file; make a directory of it first: gristmill tokenize import {path} OUT")
-    if not (path / "artifacts").is_dir():
+    if not artifacts.is_dir():
         raise GristmillError(f"{path} holds no tokenizer.json and is no run directory")
-    return locate(path)
+    if any((artifacts / name).is_dir() for name in ALIGNED_LAST):
+        return locate(path)
+    raise GristmillError(f"{path} is a run that has no tokenizer yet; make one: gristmill run {path} --until tokenizer")
 
 
 def _own(path: Path) -> Entry:
@@ -288,8 +298,12 @@ def _special_tokens(given: list[str]) -> dict[str, int]:
 
 
 def _text(argument: str) -> str:
-    """What was typed, or standard input for `-`; bytes there that are no UTF-8 become U+FFFD."""
-    return sys.stdin.buffer.read().decode("utf-8", "replace") if argument == "-" else argument
+    """What was typed, or standard input for `-`; bytes that are no UTF-8 become U+FFFD."""
+    return sys.stdin.buffer.read().decode("utf-8", "replace") if argument == "-" else _whole(argument)
+
+
+def _whole(text: str) -> str:
+    return _SURROGATES.sub("\ufffd", text)
 
 
 def _ids(words: str) -> list[int]:

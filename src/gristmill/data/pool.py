@@ -245,7 +245,7 @@ class _Process:
         code = self._code = self._wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise GristmillError(
-            f"a worker process of the data stage {how}, most likely for want of memory; "
+            f"a worker process {how}, most likely for want of memory; "
             "run again with fewer workers (--workers 1): what was finished is kept"
         )
 
@@ -275,7 +275,7 @@ def result_of(answer: Result) -> tuple[Result, float]:
     if "user_error" in answer:
         raise GristmillError(answer["user_error"])
     if "error" in answer:
-        raise RuntimeError(f"a worker process of the data stage failed:\n{answer['error']}")
+        raise RuntimeError(f"a worker process failed:\n{answer['error']}")
     return answer["result"], answer["cpu_seconds"]
 
 

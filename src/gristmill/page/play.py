@@ -79,6 +79,7 @@ def vocabulary(run: Run | None, query: str, start: int) -> dict[str, Any]:
     return {"rows": matches[start:end], "total": len(matches), "next": end if end < len(matches) else None}
 
 
+@lru_cache(maxsize=2)
 def vocabulary_entries(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Every id with the text it decodes to and the bytes it stands for (0 for special tokens)."""
     sizes = tokenizer.token_bytes

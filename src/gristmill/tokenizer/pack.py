@@ -160,7 +160,7 @@ def write_piece(task: Task) -> Result:
     """
     piece, shard, dtype = Path(task["piece"]), Path(task["shard"]), np.dtype(task["dtype"])
     tokenizer = _loaded(task["tokenizer"], task["hash"])
-    working = piece.with_name(f".{piece.name}.{task['run'][:8]}.writing")
+    working = piece.with_name(f".{piece.name}.{task['run'][:8]}-{uuid.uuid4().hex[:8]}.writing")
     working.mkdir()
     writers: dict[Group, _GroupWriter] = {}
     text_bytes = 0
@@ -182,7 +182,10 @@ def write_piece(task: Task) -> Result:
         np.save(_sizes_path(working, group), np.concatenate(writer.sizes))
     if (piece.parent / "run").read_text() != task["run"]:
         raise RuntimeError(f"another run has begun in {piece.parent}")
-    os.replace(working, piece)
+    if piece.exists():  # a task that was done twice has made the same
+        shutil.rmtree(working)
+    else:
+        os.replace(working, piece)
     pa.default_memory_pool().release_unused()
     return {"bytes": text_bytes}
 

@@ -1,7 +1,8 @@
 """Which text a tokenizer is trained on: a bounded part of the corpus, shared out by the mixture weights.
 
-The corpus is read twice, a row group at a time. The first pass, which reads no text where the corpus notes the size of
-its documents, decides how many bytes of each document are taken; the second gives the texts.
+The corpus is read twice. The first pass, which reads no text where the corpus notes the size of its documents, decides
+how many bytes of each document are taken; it holds some 150 bytes a document. The second gives the texts, a row group
+at a time.
 """
 
 from __future__ import annotations
@@ -149,6 +150,9 @@ def _documents(shard: Path, split: str, seed: int) -> _Documents:
     try:
         with pq.ParquetFile(shard) as file:
             names = file.schema_arrow.names
+            absent = [name for name in ("id", "domain", "split", "text") if name not in names]
+            if absent:
+                raise GristmillError(f"{shard} has no column {absent[0]!r}; it is no file of a corpus")
             groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
             size = "bytes" if "bytes" in names else "text"
             parts = []
@@ -160,6 +164,9 @@ def _documents(shard: Path, split: str, seed: int) -> _Documents:
                 parts.append(table)
     except (pa.ArrowException, OSError) as error:
         raise GristmillError(f"{shard} is not a readable corpus file: {error}") from None
+    if not parts:
+        nothing = np.zeros(0, np.int64)
+        return _Documents(0, [], nothing, nothing, nothing.astype(np.uint64), nothing, [])
     table = pa.concat_tables(parts)
     places = np.flatnonzero(pc.equal(table["split"], split).to_numpy())
     table = table.take(places)

@@ -35,8 +35,8 @@ FOREIGN_STOPS = ("<|endoftext|>", EOT)
 
 _KINDS_WITH_UNK = ("unigram", "wordpiece", "sentencepiece")
 _LITERAL = re.compile(r"<\|[^|<>\s]+\|>")
-# The pre-tokenizers cut letters from signs, so nothing of this form is ever learned as one token of text.
-_BRACKETED = re.compile(r"<(?=.*\w).+>|\[(?=.*\w).+\]", re.DOTALL)
+# The pre-tokenizers cut letters and digits from signs (`_` is one), so nothing of this form is ever learned from text.
+_BRACKETED = re.compile(r"<(?=.*[^\W_]).+>|\[(?=.*[^\W_]).+\]", re.DOTALL)
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _RESERVED = re.compile(r"<\|reserved_\d+\|>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -46,12 +46,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class Specials:
     """The special tokens of one tokenizer.
 
-    `tokens`: all of them; a token's id is its place. `stops`: those that end a text or a turn. `unk`: what an unknown
-    character becomes, None for kind bpe, which knows every byte. `mask`: `<|mask|>` where it was asked for.
+    `tokens`: all of them; a token's id is its place. `unk`: what an unknown character becomes, None for kind bpe, which
+    knows every byte. `mask`: `<|mask|>` where it was asked for.
     """
 
     tokens: tuple[str, ...]
-    stops: tuple[str, ...]
     bos: str = BOS
     eos: str = EOS
     pad: str = PAD
@@ -97,8 +96,7 @@ def specials_of(config: TokenizerConfig) -> Specials:
         [AddedToken(token, special=True, normalized=False) for token in tokens],
     )
     _check_template(template, config, tokens)
-    stops = (EOS, *(token for token in template.turn_ends if token != EOS))
-    return Specials(tokens, stops, unk=unk, mask=MASK if MASK in tokens else None)
+    return Specials(tokens, unk=unk, mask=MASK if MASK in tokens else None)
 
 
 def reserved_token(number: int) -> str:

@@ -35,7 +35,7 @@ class ByteTable:
     first: list[bytes]
 
     def bytes_of(self, token_id: int, begins: bool) -> bytes:
-        """None for the unused ids by which a model's table may exceed its tokenizer's vocabulary."""
+        """Nothing for the unused ids by which a model's table may exceed its tokenizer's vocabulary."""
         table = self.first if begins else self.later
         return table[token_id] if 0 <= token_id < len(table) else b""
 

@@ -51,8 +51,9 @@ class Tokenizer:
     space is put before every text; `token_bytes` then counts one byte more than the text has.
     `vocab_size`: one more than the largest id. `bos_id`, `eos_id`, `pad_id`: a tokenizer from elsewhere that names no
     bos or pad token uses its eos token there. `im_start_id`, `im_end_id`: None where the vocabulary lacks them.
-    `stop_ids`: the ids that end a text or a turn. `hash`: sha256 over `tokenizer.json` and the chat template, by which
-    stages check that they mean the same tokens. `files`: the directory's tokenizer files, to be copied beside a model.
+    `stop_ids`: the ids that end a text or a turn. `hash`: sha256 over `tokenizer.json`, the chat template and the
+    named tokens, by which stages check that they mean the same. `files`: the directory's tokenizer files, to be copied
+    beside a model.
     """
 
     def __init__(self, directory: Path, backend: tokenizers.Tokenizer, named: dict[str, str], template: str | None):
@@ -95,7 +96,7 @@ class Tokenizer:
         self.stop_ids: tuple[int, ...] = tuple(sorted({self.eos_id, *(self._special_to_id[token] for token in ends)}))
 
         digest = hashlib.sha256(path.read_bytes())
-        digest.update(b"\0" + (template or "").encode())
+        digest.update(b"\0" + (template or "").encode() + b"\0" + json.dumps(named, sort_keys=True).encode())
         self.hash = digest.hexdigest()
 
     @classmethod

@@ -11,8 +11,9 @@ from tokenizers import AddedToken
 
 from ..errors import GristmillError
 from ..tokenizer.chat import ChatTemplate
+from ..tokenizer.formats.huggingface import read_named
 from ..tokenizer.special import IM_END
-from ..tokenizer.tokenizer import named_tokens, read_template
+from ..tokenizer.tokenizer import read_template
 
 REQUIRED = ("tokenizer.json", "tokenizer_config.json")
 TRAVELLING = (*REQUIRED, "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt")
@@ -51,13 +52,15 @@ def special_token_ids(directory: Path, vocab_size: int) -> dict[str, int]:
             f"{directory / 'tokenizer.json'} holds id {highest}, the model's vocab_size is {vocab_size}: "
             "the tokenizer belongs to another model"
         )
-    named = named_tokens(settings)
+    named = read_named(directory)
     contents = {name: named.get(f"{name}_token") for name in ("bos", "eos", "pad")}
-    contents |= {"im_end": IM_END, "turn_end": _turn_end(directory, settings, tokenizer.get("added_tokens", []))}
+    contents |= {"im_end": IM_END, "turn_end": _turn_end(directory, settings, named, tokenizer.get("added_tokens", []))}
     return {name: ids[content] for name, content in contents.items() if content in ids}
 
 
-def _turn_end(directory: Path, settings: dict[str, Any], added: list[dict[str, Any]]) -> str | None:
+def _turn_end(
+    directory: Path, settings: dict[str, Any], named: dict[str, str], added: list[dict[str, Any]]
+) -> str | None:
     template = read_template(directory, settings)
     if template is None:
         return None
@@ -66,7 +69,7 @@ def _turn_end(directory: Path, settings: dict[str, Any], added: list[dict[str, A
         for token in added
         if token.get("special")
     ]
-    ends = ChatTemplate(template, f"the chat template of {directory}", named_tokens(settings), specials).turn_ends
+    ends = ChatTemplate(template, f"the chat template of {directory}", named, specials).turn_ends
     return ends[0] if ends else None
 
 

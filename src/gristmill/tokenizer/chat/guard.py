@@ -3,6 +3,9 @@
 Both stand in one string once a template is rendered. So, before rendering, every special string inside a message gets
 a guard, a character that occurs nowhere else, behind its first letter, and loses it again once the template's own
 tokens are found. A user who types `<|im_end|>` gets its letters, and all other text reaches the template unchanged.
+
+A template that measures or compares text sees the guard: `content | length` counts it, and `content == 'a<'` is false
+where `a<` could begin a special string.
 """
 
 from __future__ import annotations

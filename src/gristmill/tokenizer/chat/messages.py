@@ -6,6 +6,7 @@ Templates must not meet Python objects, whose methods the sandbox does not know,
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,15 +23,24 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
     GristmillError names the message and the field where one is no JSON value or not what chats are made of.
     """
+    _check_list(messages, "messages", "objects with the strings `role` and `content`")
     return [_plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def plain_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
     """Copies of the functions' JSON schemas; None where there are none."""
-    for index, tool in enumerate(tools or ()):
+    if tools is None:
+        return None
+    _check_list(tools, "tools", "the JSON schemas of functions, or None")
+    for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
             raise GristmillError(f"tools[{index}] must be an object, the JSON schema of a function")
-    return [_plain(tool, f"tools[{index}]") for index, tool in enumerate(tools)] if tools else None
+    return [_plain(tool, f"tools[{index}]") for index, tool in enumerate(tools)] or None
+
+
+def _check_list(value: Any, where: str, items: str) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise GristmillError(f"{where} is of type {type(value).__name__}; give a list of {items}")
 
 
 def _plain_message(message: Any, where: str) -> dict[str, Any]:
@@ -67,9 +77,10 @@ def _plain_call(call: Any, where: str) -> dict[str, Any]:
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            parsed = json.loads(arguments)
         except (ValueError, RecursionError) as error:
             raise GristmillError(f"{where}: arguments are not valid JSON: {error}") from None
+        arguments = _plain(parsed, f"{where}: arguments")
     if not isinstance(arguments, dict):
         raise GristmillError(f"{where}: arguments must be a JSON object")
     named = {**function, "arguments": arguments}
@@ -83,7 +94,7 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
-        return int.__int__(value)
+        return _plain_int(int.__int__(value), where)
     if isinstance(value, float):
         return float.__float__(value)
     if depth > MAX_DEPTH:
@@ -95,3 +106,13 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
     raise GristmillError(f"{where} is of type {type(value).__name__}; chats are made of JSON values alone")
+
+
+def _plain_int(value: int, where: str) -> int:
+    try:
+        str(value)
+    except ValueError:  # Python writes and reads no longer ones
+        raise GristmillError(
+            f"{where} has more than {sys.get_int_max_str_digits()} digits; give it as a string"
+        ) from None
+    return value

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 from jinja2 import nodes
@@ -26,7 +27,7 @@ from .sandbox import sandbox
 
 
 class _Marks(NamedTuple):
-    """Characters that occur neither in the messages nor in the template."""
+    """Characters that occur neither in the messages nor in the tools nor in the template."""
 
     guard: str
     start: str
@@ -89,7 +90,7 @@ class ChatTemplate:
                 raise GristmillError("add_generation_prompt and continue_final_message exclude each other; give one")
             _check_can_continue(chat)
         held = json.dumps([chat, schemas], ensure_ascii=False)
-        marks = _Marks(*_unused_characters(4, held + self.source))
+        marks = _Marks(*_unused_characters(4, "".join([held, self.source, *self.literals, *self._variables.values()])))
 
         def protect(text: str) -> str:
             return self._specials.protect(text, marks.guard)
@@ -191,10 +192,13 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _unused_characters(count: int, text: str) -> list[str]:
-    """Characters of the private planes that `text` does not hold."""
+    """Characters that `text` does not hold: rare ideographs, since `repr` would escape what is not printable."""
     present = set(text)
-    unused = (character for code in range(0xF0000, 0xFFFFE) if (character := chr(code)) not in present)
-    return [next(unused) for _ in range(count)]
+    rare = (chr(code) for code in range(0x20000, 0x40000))
+    unused = list(islice((rarity for rarity in rare if rarity.isprintable() and rarity not in present), count))
+    if len(unused) < count:
+        raise GristmillError("messages and tools hold every ideograph from U+20000 on; leave four of them out")
+    return unused
 
 
 def _take_spans(marked: str, marks: _Marks) -> tuple[str, list[tuple[int, int]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ import tokenizers
 
 from ...artifact import write_json, write_text
 from ...errors import GristmillError
-from ..tokenizer import TOKENIZER_FILES, Tokenizer, named_tokens, read_json, read_template
+from ..tokenizer import TOKENIZER_FILES, Tokenizer, read_json, read_template
 from .gguf import import_vocabulary
 from .gguf_metadata import MAGIC
-from .huggingface import write_directory
+from .huggingface import read_named, write_directory
 from .sentencepiece import backend_of_model, read_model
 from .tekken import is_tekken, read_tekken
-from .tiktoken import PATTERNS, backend_of_ranks, read_ranks, write_ranks
+from .tiktoken import PATTERNS, backend_of_ranks, read_ranks, read_settings, write_ranks
 
 FORMATS = ("tiktoken", "huggingface")
 _NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model")  # in a model's directory, the first that is there
@@ -70,23 +70,56 @@ def import_tokenizer(
     and `special_tokens` (string -> id) are for ranks files, which name neither; for those that we write and for
     OpenAI's and Qwen's they are known. `eos_token` ends a text, where the file does not say which token does;
     `chat_template`: a template's source, instead of the directory's own. GristmillError names what is missing or
-    damaged.
+    damaged; `out_dir` is then as it was.
     """
     path, out_dir = Path(path), Path(out_dir)
     source = _file_of(path)
+    if out_dir.exists() and not out_dir.is_dir():
+        raise GristmillError(f"{out_dir} is a file; name a directory to write the tokenizer to")
+    place = out_dir.resolve()
+    writing = place.with_name(f".{place.name}.writing")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    try:
+        _write(source, writing, pattern, special_tokens, eos_token, chat_template)
+        try:
+            Tokenizer.load(writing)
+        except GristmillError as error:
+            cause = str(error).replace(str(writing), str(out_dir))
+            raise GristmillError(f"{source} cannot be imported: {cause}") from None
+        _put_in_place(writing, place, source)
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+    return Tokenizer.load(out_dir)
+
+
+def _write(
+    source: Path,
+    out_dir: Path,
+    pattern: str | None,
+    special_tokens: Mapping[str, int] | None,
+    eos_token: str | None,
+    chat_template: str | None,
+) -> None:
+    """`import_tokenizer` into an empty directory, without loading what is written."""
     form = _form_of(source)
     if form != "ranks" and (pattern is not None or special_tokens is not None):
-        raise GristmillError(f"{source} is no ranks file; pattern and special_tokens stand in the file itself")
-    named: dict[str, str] = {}
+        raise GristmillError(
+            f"{source} is no ranks file, its pattern and special tokens stand in itself; leave out --pattern and "
+            f"--special (pattern, special_tokens)"
+        )
     if form == "json":
         _import_json(source, out_dir, eos_token, chat_template)
-        return Tokenizer.load(out_dir)
+        return
     if form == "gguf":
         if eos_token is not None or chat_template is not None:
-            raise GristmillError(f"{source} is a GGUF file, which names its eos_token and chat_template itself")
-        _clear(out_dir, source)
+            raise GristmillError(
+                f"{source} is a GGUF file, which names its eos token and chat template itself; leave out --eos "
+                f"(eos_token, chat_template)"
+            )
         import_vocabulary(source, out_dir)
-        return Tokenizer.load(out_dir)
+        return
+    named: dict[str, str] = {}
     if form == "ranks":
         ranks = read_ranks(source)
         pattern, special_tokens = _of_ranks(source, pattern, special_tokens)
@@ -97,10 +130,8 @@ def import_tokenizer(
         backend, named = backend_of_model(read_model(source), str(source))
     specials = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
     named = _with_eos(named, specials, eos_token, source)
-    _clear(out_dir, source)
     template = chat_template if chat_template is not None else _template_beside(source)
     write_directory(backend, named, [token for token in specials if token not in named.values()], template, out_dir)
-    return Tokenizer.load(out_dir)
 
 
 def export_tokenizer(tokenizer: Tokenizer, form: str, path: Path | str) -> None:
@@ -144,22 +175,32 @@ def _form_of(path: Path) -> str:
 def _of_ranks(
     path: Path, pattern: str | None, special_tokens: Mapping[str, int] | None
 ) -> tuple[str, Mapping[str, int]]:
-    """The pattern and special tokens of a ranks file: those given, those beside it, or those it was published with."""
-    beside = path.with_suffix(".json")
-    known = _PUBLISHED.get(hashlib.sha256(path.read_bytes()).hexdigest())
-    if beside != path and beside.is_file():
-        try:
-            state = json.loads(beside.read_text(encoding="utf-8"))
-            known = _Published(str(state["pat_str"]), {str(k): int(v) for k, v in state["special_tokens"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise GristmillError(f"{beside} does not hold pat_str and special_tokens: {error!r}") from None
-    if known is None and (pattern is None or special_tokens is None):
+    """The pattern and special tokens of a ranks file: those given, those written beside it, or those it was
+    published with."""
+    if pattern is not None and special_tokens is not None:
+        return pattern, special_tokens
+    known = _settings_beside(path) or _PUBLISHED.get(hashlib.sha256(path.read_bytes()).hexdigest())
+    if known is None:
         raise GristmillError(
             f"{path} is a ranks file that is not known here; give its pattern ({', '.join(PATTERNS)} or a regex) and "
-            f"its special tokens with their ids"
+            f"its special tokens with their ids: --pattern and --special (pattern, special_tokens)"
         )
-    known = known or _Published("", {})
-    return pattern or known.pattern, known.special_tokens if special_tokens is None else special_tokens
+    return (
+        known.pattern if pattern is None else pattern,
+        known.special_tokens if special_tokens is None else special_tokens,
+    )
+
+
+def _settings_beside(path: Path) -> _Published | None:
+    """What `write_ranks` has put beside a ranks file; None where a file of that name is something else."""
+    beside = path.with_suffix(".json")
+    state = read_settings(beside) if beside != path else None
+    if state is None:
+        return None
+    try:
+        return _Published(str(state["pat_str"]), {str(k): int(v) for k, v in state["special_tokens"].items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GristmillError(f"{beside} does not hold pat_str and special_tokens: {error!r}") from None
 
 
 def _with_eos(named: Mapping[str, str], specials: list[str], eos_token: str | None, source: Path) -> dict[str, str]:
@@ -167,9 +208,11 @@ def _with_eos(named: Mapping[str, str], specials: list[str], eos_token: str | No
     if eos_token is None:
         eos_token = named.get("eos_token") or next((token for token in _EOS if token in specials), None)
     if eos_token is None:
-        raise GristmillError(f"{source} does not say which token ends a text; give it as eos_token")
+        raise GristmillError(f"{source} does not say which token ends a text; give it with --eos (eos_token)")
     if eos_token not in specials:
-        raise GristmillError(f"{source} has no special token {eos_token!r} that could end a text (eos_token)")
+        raise GristmillError(
+            f"{source} has no special token {eos_token!r} that could end a text; give another with --eos (eos_token)"
+        )
     return {**named, "eos_token": eos_token}
 
 
@@ -184,15 +227,14 @@ def _import_json(source: Path, out_dir: Path, eos_token: str | None, chat_templa
     """Copy a tokenizer.json, byte for byte, with what stands beside it; say what ends a text where nothing says it."""
     names = TOKENIZER_FILES if source.name == "tokenizer.json" else ()  # another name tells nothing of its neighbours
     beside = [source.with_name(name) for name in names if name != source.name and source.with_name(name).is_file()]
-    _clear(out_dir, source)
-    out_dir.mkdir(parents=True, exist_ok=True)
     for file, name in [(source, "tokenizer.json"), *((file, file.name) for file in beside)]:
-        if file.resolve() != (out_dir / name).resolve():
-            shutil.copyfile(file, out_dir / name)
+        if name in ("tokenizer_config.json", "special_tokens_map.json"):
+            read_json(file)  # so that a damaged one is named by where it stands
+        shutil.copyfile(file, out_dir / name)
     if chat_template is not None:
         write_text(out_dir / "chat_template.jinja", chat_template)
     settings: dict[str, Any] = read_json(out_dir / "tokenizer_config.json")
-    named = named_tokens({**read_json(out_dir / "special_tokens_map.json"), **settings})
+    named = read_named(out_dir)
     if eos_token is None and "eos_token" in named:
         return
     try:
@@ -208,8 +250,13 @@ def _import_json(source: Path, out_dir: Path, eos_token: str | None, chat_templa
     )
 
 
-def _clear(out_dir: Path, source: Path) -> None:
-    """Take away what another tokenizer has left there and would be read with this one."""
-    for name in TOKENIZER_FILES:
-        if out_dir.resolve() != source.parent.resolve():
-            (out_dir / name).unlink(missing_ok=True)
+def _put_in_place(writing: Path, place: Path, source: Path) -> None:
+    """Make the finished directory `writing` the directory `place`; of one that exists, only the tokenizer's files."""
+    if not place.exists():
+        os.rename(writing, place)
+        return
+    for name in TOKENIZER_FILES:  # what another tokenizer has left there would be read with this one
+        if place != source.parent.resolve():
+            (place / name).unlink(missing_ok=True)
+    for file in sorted(writing.iterdir()):
+        shutil.move(file, place / file.name)

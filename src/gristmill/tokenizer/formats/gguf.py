@@ -18,9 +18,10 @@ from gristmill.artifact import write_json, write_text
 from gristmill.errors import GristmillError
 
 from ..pretokenize import pattern_of
-from ..tokenizer import named_tokens, read_json
+from ..tokenizer import read_json, read_template
 from . import gguf_pieces
 from .gguf_metadata import read_metadata
+from .huggingface import read_named
 from .sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -263,23 +264,23 @@ def _add_special(
 ) -> None:
     """The ids of special tokens, whether llama.cpp puts bos before a text, and the chat template."""
     ids = {token: i for i, token in enumerate(tokens)}
+    given = read_named(directory)
     named = {}
     for name, key in _SPECIAL.items():
-        content = named_tokens(settings).get(f"{name}_token")
+        content = given.get(f"{name}_token")
         if content is None:
             continue
         if content not in ids:
             raise GristmillError(
-                f"{directory / 'tokenizer.json'} has no token {content!r}, the {name}_token of tokenizer_config.json"
+                f"{directory / 'tokenizer.json'} has no token {content!r}, the {name}_token of its configuration"
             )
         named[f"{name}_token"] = content
         writer.add_uint32(f"tokenizer.ggml.{key}_token_id", ids[content])
     processor = state.get("post_processor") or {}
     begins = [{"SpecialToken": {"id": named.get("bos_token"), "type_id": 0}}]
     writer.add_add_bos_token(processor.get("single", [])[:1] == begins)
-    path = directory / "chat_template.jinja"
-    template = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template")
-    if isinstance(template, str):
+    template = read_template(directory, settings)
+    if template is not None:
         writer.add_chat_template(template)
 
 

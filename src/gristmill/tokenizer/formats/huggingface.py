@@ -11,6 +11,14 @@ import tokenizers
 
 from ...artifact import write_json, write_text
 from ..special import Specials
+from ..tokenizer import named_tokens, read_json
+
+
+def read_named(directory: Path) -> dict[str, str]:
+    """`bos_token`, `eos_token` and the like of a directory, as `Tokenizer.load` takes them: those that
+    tokenizer_config.json does not name may stand in special_tokens_map.json."""
+    files = ("special_tokens_map.json", "tokenizer_config.json")
+    return named_tokens({name: value for file in files for name, value in read_json(directory / file).items()})
 
 
 def write_tokenizer(backend: tokenizers.Tokenizer, specials: Specials, template: str, directory: Path) -> None:

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from ...errors import GristmillError
 from ..kinds import SPACE
+from .tiktoken import merge_parts
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces; GGUF numbers tokens so too
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -214,7 +215,7 @@ def merges_of_scores(scores: Mapping[str, float], where: str) -> list[tuple[str,
         if scores[better] == scores[worse]:
             raise GristmillError(f"{where} cannot be carried over: {better!r} and {worse!r} have equal scores")
     ranks = {piece: rank for rank, piece in enumerate(ordered)}
-    parts = (_parts(piece, ranks, rank) for piece, rank in ranks.items())
+    parts = (merge_parts(list(piece), ranks, rank) for piece, rank in ranks.items())
     return [*((pair[0], pair[1]) for pair in parts if len(pair) == 2), *_run_merges(runs)]
 
 
@@ -231,17 +232,6 @@ def _run_merges(runs: list[str]) -> list[tuple[str, str]]:
     sizes = {1, *map(len, runs)}
     pairs = [(a, b) for a in sizes for b in sizes if a + b in sizes]
     return [(SPACE * a, SPACE * b) for a, b in sorted(pairs, key=lambda pair: (-pair[0], -pair[1]))]
-
-
-def _parts(piece: str, ranks: Mapping[str, int], below: int) -> list[str]:
-    """`tiktoken.merge_bytes` over characters."""
-    parts = list(piece)
-    while len(parts) > 1:
-        rank, i = min((ranks.get(left + right, below), i) for i, (left, right) in enumerate(pairwise(parts)))
-        if rank >= below:
-            break
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
 
 
 def _set_spaces(backend: tokenizers.Tokenizer, model: SentencePieceModel, has_words: bool) -> None:

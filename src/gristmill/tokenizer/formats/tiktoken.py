@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
@@ -29,6 +29,8 @@ from ..kinds import steps
 from ..pretokenize import build_pretokenizer, pattern_of, recognize
 from ..tokenizer import Tokenizer
 
+Part = TypeVar("Part", bytes, str)
+LARGEST_ID = 2**31 - 1
 PATTERNS = ("gpt2", "gpt4", "llama3", "qwen2", "o200k")  # those with a name; any other is given as a regex
 
 # Of GPT-4o and its successors: words may change from upper to lower case once, and keep their endings.
@@ -59,6 +61,8 @@ def read_ranks(path: Path) -> dict[bytes, int]:
             raise GristmillError(f"{path}, line {number}: {line[:60]!r} is not a token in base64 and a rank") from None
         if not token or rank < 0 or token in ranks or rank in seen:
             raise GristmillError(f"{path}, line {number}: token {token!r}, rank {rank}: empty, negative or a repeat")
+        if rank > LARGEST_ID:
+            raise GristmillError(f"{path}, line {number}: rank {rank} is beyond the largest id, {LARGEST_ID}")
         ranks[token] = rank
         seen.add(rank)
     return ranks
@@ -74,15 +78,10 @@ def backend_of_ranks(
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise GristmillError(f"{source} has no rank for the byte 0x{missing[0]:02X}; all 256 are needed")
-    taken = {rank: token for token, rank in ranks.items()}
-    for content, token_id in special_tokens.items():
-        if token_id in taken:
-            raise GristmillError(
-                f"special token {content!r}: its id {token_id} is the rank of {taken[token_id]!r} in {source}"
-            )
     letters = byte_letters()
-    merges = merges_of(ranks, source)
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    _check_special(special_tokens, ranks, frozenset(spelled.values()), source)
+    merges = merges_of(ranks, source)
     vocabulary = {spelled[token]: rank for token, rank in ranks.items()} | dict(special_tokens)
     model = models.BPE(vocabulary, [(spelled[left], spelled[right]) for left, right in merges])
     backend = tokenizers.Tokenizer(model)
@@ -91,6 +90,26 @@ def backend_of_ranks(
     ordered = sorted(special_tokens, key=lambda content: special_tokens[content])
     backend.add_special_tokens([AddedToken(content, special=True, normalized=False) for content in ordered])
     return backend
+
+
+def _check_special(
+    special_tokens: Mapping[str, int], ranks: Mapping[bytes, int], spelled: frozenset[str], source: str
+) -> None:
+    """GristmillError where a special token would take the id or the place of another token."""
+    taken: dict[int, bytes | str] = {rank: token for token, rank in ranks.items()}
+    for content, token_id in special_tokens.items():
+        what = f"special token {content!r}: its id {token_id}"
+        if not 0 <= token_id <= LARGEST_ID:
+            raise GristmillError(f"{what} is not between 0 and {LARGEST_ID}; give another (--special TOKEN=ID)")
+        if isinstance(taken.get(token_id), str):
+            raise GristmillError(f"{what} is also that of {taken[token_id]!r}; give one of them another")
+        if token_id in taken:
+            raise GristmillError(f"{what} is the rank of {taken[token_id]!r} in {source}")
+        if content in spelled or content.encode("utf-8", "replace") in ranks:
+            raise GristmillError(
+                f"special token {content!r} is a token of text in {source}; a special token needs a string of its own"
+            )
+        taken[token_id] = content
 
 
 def _pretokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -124,7 +143,11 @@ def merges_of(ranks: Mapping[bytes, int], source: str) -> list[tuple[bytes, byte
 
 def merge_bytes(text: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
     """Byte pair encoding by ranks: of all neighbours, the first of the lowest rank are joined, while one is `below`."""
-    parts = [text[i : i + 1] for i in range(len(text))]
+    return merge_parts([text[i : i + 1] for i in range(len(text))], ranks, below)
+
+
+def merge_parts(parts: list[Part], ranks: Mapping[Part, int], below: int) -> list[Part]:
+    """`merge_bytes` of a text that is in parts already, in place: bytes or characters."""
     while len(parts) > 1:
         best = min((ranks.get(left + right, below), i) for i, (left, right) in enumerate(pairwise(parts)))
         if best[0] >= below:
@@ -139,8 +162,10 @@ def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
     `special_tokens`, so that `tiktoken.Encoding(name, mergeable_ranks=load_tiktoken_bpe(path), **json)` gives its ids.
 
     GristmillError where ranks cannot say what the tokenizer does: another kind, a normalizer, added tokens that are
-    not special, a pre-tokenizer that is no single regex, merges in another order than their ids.
+    not special, a pre-tokenizer that is no single regex, merges in another order than their ids; and where the second
+    file would take the place of one that is something else.
     """
+    settings = _settings_path(path)
     backend, where = tokenizer.backend, tokenizer.directory / "tokenizer.json"
     added = backend.get_added_tokens_decoder()
     words = [token.content for token in added.values() if not token.special]
@@ -161,8 +186,30 @@ def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
         raise GristmillError(f"{where} cannot be written as ranks: its merges are not in the order of their ids")
     lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
     special = {token.content: token_id for token_id, token in sorted(added.items())}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(lines))
-    write_json(path.with_suffix(".json"), {"pat_str": pattern, "special_tokens": special})
+    write_json(settings, {"pat_str": pattern, "special_tokens": special})
+
+
+def _settings_path(path: Path) -> Path:
+    """Where the settings of the ranks file `path` go; GristmillError where another file is in the way."""
+    if path.suffix.lower() == ".json":
+        raise GristmillError(f"{path} ends in .json, as its second file will; name the ranks file NAME.tiktoken")
+    settings = path.with_suffix(".json")
+    if settings.exists() and read_settings(settings) is None:
+        raise GristmillError(
+            f"{settings} exists and holds no pat_str; the settings of {path.name} would go there: name another file"
+        )
+    return settings
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The second file of a ranks file; None for one that is something else: no JSON object, or one without pat_str."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) and "pat_str" in state else None
 
 
 def _pattern_of(backend: tokenizers.Tokenizer) -> str | None:

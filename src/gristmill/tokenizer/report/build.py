@@ -209,9 +209,9 @@ def _text_cost(languages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Repo
 
     It is a weaker measure: a character of Chinese says more than a letter."""
     others = [language for language in languages if language not in (ENGLISH, "")]
-    if ENGLISH not in languages or not others:
-        return None
     key = "tokens_per_character"
+    if not others or not all(found[key] for found in languages.get(ENGLISH, {"": {key: None}}).values()):
+        return None
     return {
         "basis": "different texts, by characters: there is no parallel text",
         "meaning": "tokens per character for one token per character in English",

@@ -45,7 +45,7 @@ def train(
 ) -> Trained:
     """Learn a vocabulary of `config.vocab_size` tokens, `specials` first, and pad it with special tokens to a multiple.
 
-    `texts` are columns of strings, or a sample of a corpus. Of kind bpe, the words of a sample are counted by `mapper`,
+    `texts` are columns of strings, or a sample of a corpus, whose words are counted for kind bpe by `mapper`,
     of up to `workers` workers; what a killed run has counted in `scratch` is taken as it is. `progress` is called with
     what is done, the total and its unit. The result depends on the texts and `config` alone.
 
@@ -115,10 +115,10 @@ def _count(
     from .words import count_sample, count_texts
 
     pattern = Pattern(config.pretokenizer, config.digits)
-    if isinstance(texts, Sample) and mapper is not None:
+    if isinstance(texts, Sample):
+        assert mapper is not None, "a sample is counted by tasks"
         return count_sample(texts, pattern, config.memory_bytes, scratch, mapper, workers, say)
-    arrays = texts.arrays() if isinstance(texts, Sample) else texts
-    return count_texts(arrays, pattern, config.memory_bytes, scratch)
+    return count_texts(texts, pattern, config.memory_bytes, scratch)
 
 
 def _check_filled(config: TokenizerConfig, size: int, text_bytes: int) -> None:

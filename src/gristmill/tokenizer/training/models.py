@@ -172,7 +172,7 @@ def _watched(texts: Iterable[str], total: int, progress: Progress) -> Iterator[s
     for text in texts:
         yield text
         done += len(text.encode())
-        progress(min(done, total - 1), total, "bytes read")
+        progress(min(done, total), total, "bytes read")
 
 
 def _model(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:

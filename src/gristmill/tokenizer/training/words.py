@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from gristmill.artifact import hash_json
 from gristmill.data.pool import Mapper, Result, Task
+from gristmill.errors import GristmillError
 
 from ..pretokenize import Pattern
 from ..sample import RowGroup, Sample, read_drawn
@@ -38,7 +39,7 @@ Progress = Callable[[int, int, str], None]
 TASK_BYTES = 96 << 20
 SPLIT_BYTES = 8 << 20  # of a column that is counted before memory is looked at again
 _DISTINGUISHED = 1 << 16  # counts up to here are told apart when words are left out
-_LEAST_TABLE = 4 << 20
+_LEAST_TABLE, _LARGEST_TABLE = 4 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -146,15 +147,17 @@ def _write_runs(texts: Iterable[pa.Array], pattern: Pattern, memory_bytes: int, 
     working.mkdir(parents=True)
     counter = WordCounter(pattern)
     # A table doubles when it is full, and taking it out takes half as much again.
-    limit = max(memory_bytes // 3, _LEAST_TABLE)
+    limit = min(max(memory_bytes // 3, _LEAST_TABLE), _LARGEST_TABLE)
     numbers = itertools.count()
     for text in itertools.chain.from_iterable(map(_split, texts)):
         counter.add(text)
         if counter.held_bytes > limit:
             write_run(working / f"{next(numbers):05d}.arrow", [counter.take()])
     write_run(working / f"{next(numbers):05d}.arrow", [counter.take()])
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(working, out)
+    if out.exists():  # a task that was done twice has counted the same, and the runs there may be in use
+        shutil.rmtree(working)
+    else:
+        os.replace(working, out)
 
 
 def _split(texts: pa.Array) -> Iterator[pa.Array]:
@@ -184,7 +187,12 @@ class _Spectrum(NamedTuple):
         """The lowest count at which all words that occur as often or more can be learned from within the memory."""
         words, sizes = self.words[::-1].cumsum()[::-1], self.bytes[::-1].cumsum()[::-1]
         fits = (BYTES_PER_SYMBOL * sizes + BYTES_PER_WORD * words <= memory_bytes) & (words + sizes < MOST_SYMBOLS)
-        return int(np.argmax(fits)) if fits.any() else _DISTINGUISHED + 1
+        if not fits[-1]:
+            raise GristmillError(
+                f"tokenizer.memory_bytes is {memory_bytes}, too little to learn from the {words[-1]} words that occur "
+                f"{_DISTINGUISHED} times or more; raise it, or lower tokenizer.sample_bytes"
+            )
+        return int(np.argmax(fits))
 
 
 def _merged(counted: Sequence[Path], work: Path, memory_bytes: int) -> Words:
