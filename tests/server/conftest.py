@@ -53,8 +53,11 @@ def start(model, tokenizer):
         return SimpleNamespace(url=url, client=client, app=app, service=app.state.service, server=server, thread=thread)
 
     yield start
-    for server, thread in running:
+    for server, _ in running:
         server.should_exit = True
+    for server, thread in running:
+        thread.join(30)  # a reply that no test waited for is drained first
+        server.force_exit = True
         thread.join(30)
         assert not thread.is_alive()
 
