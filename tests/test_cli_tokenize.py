@@ -187,6 +187,7 @@ def test_bytes_that_are_no_text_become_replacement_characters(call, run_director
         (["decode", "RUN", "290"], "token id 290"),
         (["import", "none", "OUT"], "none does not exist"),
         (["import", "FILE", "OUT", "--special", "x"], "--special x is not TOKEN=ID"),
+        (["import", "FILE", "OUT", "--special", "a=1", "--special", "a=2"], "--special gives a two ids, 1 and 2"),
         (["export", "RUN", "FILE"], "exists already"),
         (["export", "RUN", "OUT", "--format", "word"], "'word'"),
         (["export", "RUN", "BESIDE", "--format", "tiktoken"], "holds no pat_str"),

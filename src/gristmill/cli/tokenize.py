@@ -288,12 +288,13 @@ def _check_new(out: Path) -> None:
 
 def _special_tokens(given: list[str]) -> dict[str, int]:
     """`--special TOKEN=ID`; a token may hold a `=` itself."""
-    tokens = {}
+    tokens: dict[str, int] = {}
     for entry in given:
         token, _, number = entry.rpartition("=")
         if not token or not number.isdecimal():
             raise GristmillError(f"--special {entry} is not TOKEN=ID, such as <|endoftext|>=50256")
-        tokens[token] = int(number)
+        if tokens.setdefault(token, int(number)) != int(number):
+            raise GristmillError(f"--special gives {token} two ids, {tokens[token]} and {number}")
     return tokens
 
 
