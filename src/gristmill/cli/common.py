@@ -27,10 +27,12 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a recipe's value; repeatable.")
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Processes of the data stages; default one per core.")
+    int | None,
+    typer.Option("--workers", min=1, help="Processes of the data and tokenizer stages; default one per core."),
 ]
 EngineOption = Annotated[
-    EngineName, typer.Option("--engine", help="Where the data stages' work is done: processes here, or a Ray cluster.")
+    EngineName,
+    typer.Option("--engine", help="Where the data and tokenizer stages work: in processes here, or on a Ray cluster."),
 ]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model directory, or a run directory.")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write; replaced if an artifact.")]

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import GristmillError
-from .common import RecipeArgument, RunOption, SetOption, run_recipe, stage_log, terminal
+from .common import (
+    EngineName,
+    EngineOption,
+    RecipeArgument,
+    RunOption,
+    SetOption,
+    WorkersOption,
+    run_recipe,
+    stage_log,
+    terminal,
+)
 
 if TYPE_CHECKING:
     from ..tokenizer.report.build import Entry
@@ -38,21 +48,33 @@ class ExportFormat(StrEnum):
 
 
 @tokenize_app.command()
-def train(recipe: RecipeArgument, run: RunOption = None, overrides: SetOption = None) -> None:
+def train(
+    recipe: RecipeArgument,
+    run: RunOption = None,
+    overrides: SetOption = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = EngineName.local,
+) -> None:
     """Train the tokenizer on the corpus (stage tokenizer).
 
     Example: gristmill tokenize train recipes/quickstart.yaml --set tokenizer.vocab_size=8192
     """
-    run_recipe(recipe, run, "tokenizer", "tokenizer", overrides)
+    run_recipe(recipe, run, "tokenizer", "tokenizer", overrides, workers=workers, engine=engine.value)
 
 
 @tokenize_app.command()
-def pack(recipe: RecipeArgument, run: RunOption = None, overrides: SetOption = None) -> None:
+def pack(
+    recipe: RecipeArgument,
+    run: RunOption = None,
+    overrides: SetOption = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = EngineName.local,
+) -> None:
     """Pack the corpus into token shards (stage tokens).
 
     Example: gristmill tokenize pack recipes/quickstart.yaml
     """
-    run_recipe(recipe, run, "tokens", "tokens", overrides)
+    run_recipe(recipe, run, "tokens", "tokens", overrides, workers=workers, engine=engine.value)
 
 
 @tokenize_app.command()
