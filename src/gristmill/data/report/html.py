@@ -30,15 +30,22 @@ STEP_NAMES = {
 def page(report: Report) -> str:
     """The page as text. `report` is what `make_report` gives, with counted tokens or without."""
     made = [(id, title, make(report)) for id, title, make in SECTIONS]
-    shown = [(id, title, body) for id, title, body in made if body]
-    links = "".join(f'<a href="#{id}">{escape(title)}</a>' for id, title, _ in shown)
-    body = "".join(f'<section id="{id}"><h2>{escape(title)}</h2>{content}</section>' for id, title, content in shown)
+    return sheet("Corpus report", token_note(report), made, headline=_headline(report))
+
+
+def sheet(
+    title: str, note: str, sections: Iterable[tuple[str, str, str]], headline: str = "", more_style: str = ""
+) -> str:
+    """A page of sections (id, title, HTML), with links to those that are not empty. `headline` is HTML."""
+    shown = [(id, name, body) for id, name, body in sections if body]
+    links = "".join(f'<a href="#{id}">{escape(name)}</a>' for id, name, _ in shown)
+    body = "".join(f'<section id="{id}"><h2>{escape(name)}</h2>{content}</section>' for id, name, content in shown)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Corpus report</title><style>{STYLE}</style></head><body><header><h1>Corpus report</h1>"
-        f'<p class="note">{escape(token_note(report))}</p>{_headline(report)}<nav>{links}</nav></header>'
+        f"<title>{title}</title><style>{STYLE}{more_style}</style></head><body><header><h1>{title}</h1>"
+        f'<p class="note">{escape(note)}</p>{headline}<nav>{links}</nav></header>'
         f"<main>{body}</main></body></html>\n"
     )
 

@@ -88,6 +88,7 @@ class WordCounter:
             self._bytes = larger_bytes
 
 
+# The next two stand in bpe.py too: numba's cache looks at the file of a function alone, so files share none.
 @compiled
 def _word(words: U64, i: int, end: int) -> Any:
     """Up to eight bytes from `i` on, as a little-endian number; those from `end` on are zeros."""

@@ -8,8 +8,7 @@ from typing import Any
 
 from gristmill.data.report import svg
 from gristmill.data.report.figures import count, share, size
-from gristmill.data.report.html import POLICY
-from gristmill.data.report.style import STYLE
+from gristmill.data.report.html import sheet
 from gristmill.data.rules import LANGUAGES
 
 Report = dict[str, Any]
@@ -60,17 +59,7 @@ def table(report: Report) -> str:
 def page(report: Report) -> str:
     """The report as a page of HTML."""
     made = [(id, title, make(report)) for id, title, make in _SECTIONS]
-    shown = [(id, title, body) for id, title, body in made if body]
-    links = "".join(f'<a href="#{id}">{escape(title)}</a>' for id, title, _ in shown)
-    body = "".join(f'<section id="{id}"><h2>{escape(title)}</h2>{content}</section>' for id, title, content in shown)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Fertility report</title><style>{STYLE}{_MORE_STYLE}</style></head><body><header>"
-        f'<h1>Fertility report</h1><p class="note">Measured on {escape(_measured(report))}.</p><nav>{links}</nav>'
-        f"</header><main>{body}</main></body></html>\n"
-    )
+    return sheet("Fertility report", f"Measured on {_measured(report)}.", made, more_style=_MORE_STYLE)
 
 
 # ---- sections
