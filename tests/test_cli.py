@@ -13,7 +13,8 @@ from gristmill import cli
 from gristmill.cli import main
 
 VERBS = (
-    "run status verify page pretrain sft dpo quantize evaluate inspect import generate chat serve data tokenize bench"
+    "run status verify page pretrain sft dpo quantize evaluate inspect import export generate chat serve data tokenize "
+    "bench plan"
 ).split()
 TINY = """
 name: tiny
@@ -42,7 +43,9 @@ def test_every_verb_is_there():
 
 
 @pytest.mark.parametrize(
-    "verb", [v for v in VERBS if v not in ("data", "tokenize", "bench")] + ["data clean", "tokenize pack", "bench data"]
+    "verb",
+    [v for v in VERBS if v not in ("data", "tokenize", "bench", "plan")]
+    + ["data clean", "tokenize pack", "bench data", "plan model"],
 )
 def test_help_has_an_example(monkeypatch, capsys, verb):
     code, out, _ = call(monkeypatch, capsys, *verb.split(), "--help")

@@ -62,7 +62,7 @@ def test_set_overrides_values_and_removes_stages(tmp_path):
         (
             BASE.replace("num_kv_heads: 1", "num_kv_heads: 3"),
             [],
-            r"num_heads \(2\) is not a multiple of num_kv_heads \(3\)",
+            r"num_kv_heads \(3\) is more than num_heads \(2\)",
         ),
         (BASE.replace("seed: 3", "seed: [3"), [], r"recipe.yaml:\d+: not valid YAML"),
         ("- a\n", [], "is not a recipe"),

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from .engine.sampling import SamplingParams
     from .errors import GristmillError
     from .pipeline import run
+    from .weights.encoders import load_encoder, load_encoder_decoder
     from .weights.load import load_model
 
-__all__ = ["LLM", "GristmillError", "SamplingParams", "load_model", "run"]
+__all__ = ["LLM", "GristmillError", "SamplingParams", "load_encoder", "load_encoder_decoder", "load_model", "run"]
 
 _HOMES = {
     "LLM": "engine.llm",
     "SamplingParams": "engine.sampling",
     "GristmillError": "errors",
+    "load_encoder": "weights.encoders",
+    "load_encoder_decoder": "weights.encoders",
     "load_model": "weights.load",
     "run": "pipeline",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import random
 import unicodedata
@@ -17,7 +16,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gristmill import data
 from gristmill.data import kernel
 from gristmill.data.clean.text import clean
 from gristmill.data.config import DomainRules, NearDuplicateConfig, QualityRules, RuleSet
@@ -225,31 +223,6 @@ def test_letters_are_folded_as_python_folds_them() -> None:
     ]
     assert words._folded().tolist() == expected
     assert all(c.lower() == c for c in map(chr, range(1 << 17, 0x110000)))
-
-
-def compiled_functions(tree: ast.Module) -> list[ast.FunctionDef]:
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return [f for f in functions if any(isinstance(d, ast.Name) and d.id == "compiled" for d in f.decorator_list)]
-
-
-def test_compiled_functions_use_nothing_of_other_files() -> None:
-    """Numba keeps machine code as long as the function's own file is unchanged: a compiled function that called one of
-    another file, or used a constant from there, would go on with the old one."""
-    checked = 0
-    for path in sorted(Path(data.__file__).parent.rglob("*.py")):
-        source = path.read_text(encoding="utf-8")
-        if "@compiled" not in source:
-            continue
-        tree = ast.parse(source)
-        imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-        imported = {(alias.asname or alias.name).partition(".")[0] for node in imports for alias in node.names}
-        for function in compiled_functions(tree):
-            names = [name for line in function.body for name in ast.walk(line) if isinstance(name, ast.Name)]
-            local = {name.id for name in names if isinstance(name.ctx, ast.Store)} | {a.arg for a in function.args.args}
-            used = {name.id for name in names} - local
-            assert used & imported <= {"np", "math"}, f"{path.name}: {function.name}"
-            checked += 1
-    assert checked > 10
 
 
 def test_columns_are_those_documented() -> None:

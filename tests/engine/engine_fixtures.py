@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from gristmill.engine.sampler import Sampled
+from gristmill.engine.sampling import SamplingParams
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.tokenizer.templates import builtin_template
@@ -69,3 +73,15 @@ def greedy_by_full_forward(model: Decoder, prompt: list[int], stop_ids: tuple[in
         if token in stop_ids:
             break
     return ids[len(prompt) :]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
+    """Let any model say these ids: one after the other, to each sequence of a step the same."""
+    left = iter(ids)
+
+    def sample(logits: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Sampled:
+        token = next(left) if params else 0
+        logprobs = {row: (-0.5, []) for row, wanted in enumerate(params) if wanted.logprobs}
+        return Sampled([token] * len(params), [True] * len(params), logprobs)
+
+    monkeypatch.setattr("gristmill.engine.engine.sample", sample)

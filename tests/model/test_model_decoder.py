@@ -10,9 +10,13 @@ from pydantic import ValidationError
 
 from gristmill.model.attention import AttentionSpec, DocumentAttention, causal_attention, masked_attention
 from gristmill.model.config import ModelConfig
-from gristmill.model.decoder import Decoder, rotary_angles, rotate
+from gristmill.model.decoder import Decoder
+from gristmill.model.positions import Rotation, rotate, rotations
 
 VOCAB = 37
+LINEAR = {"kind": "linear", "factor": 2.0, "original_max_seq_len": 32}
+LATENT = {"kv_rank": 10, "nope_head_dim": 8, "rope_head_dim": 4, "value_head_dim": 6}
+EXPERTS = {"num_experts": 4, "top_k": 1, "intermediate_size": 12}
 
 
 def shape(**changes) -> ModelConfig:
@@ -75,7 +79,31 @@ def test_parameter_count_is_that_of_the_built_model(kv_heads, groups, half_head,
     [
         ({"num_kv_heads": 3}, "num_kv_heads"),
         ({"head_dim": 7}, "head_dim"),
-        ({"hidden_size": 26}, "hidden_size"),
+        ({"num_heads": 2, "num_kv_heads": 4}, "num_kv_heads"),
+        ({"rope_fraction": 0.4}, "rope_fraction"),
+        ({"positions": "sinusoidal", "hidden_size": 25}, "hidden_size"),
+        ({"attention_pattern": ("sliding",)}, "sliding_window"),
+        ({"attention_pattern": ("full", "full", "full")}, "attention_pattern"),
+        ({"sliding_window": 4}, "attention_pattern"),
+        ({"sink_tokens": 2}, "sink_tokens"),
+        ({"norm_bias": True}, "norm_bias"),
+        ({"positions": "alibi", "rope_scaling": LINEAR}, "rope_scaling"),
+        ({"rope_scaling": LINEAR | {"factor": 0.5}}, "factor"),
+        ({"rope_scaling": LINEAR | {"kind": "llama3", "high_freq_factor": 1}}, "high_freq_factor"),
+        ({"rope_scaling": LINEAR | {"kind": "yarn", "beta_fast": 1}}, "beta_fast"),
+        ({"parallel_block": "shared", "norm_position": "sandwich"}, "parallel_block"),
+        ({"head_bias": True}, "head_bias"),
+        ({"latent": LATENT}, "head_dim"),
+        ({"latent": LATENT, "head_dim": 12}, "num_kv_heads"),
+        ({"latent": LATENT, "head_dim": 12, "num_kv_heads": 4, "qkv_bias": True}, "qkv_bias"),
+        ({"latent": LATENT | {"rope_head_dim": 3, "nope_head_dim": 9}, "head_dim": 12, "num_kv_heads": 4}, "rope_head"),
+        ({"experts": EXPERTS | {"top_k": 5}}, "top_k"),
+        ({"experts": EXPERTS | {"num_groups": 3}}, "num_groups"),
+        ({"experts": EXPERTS | {"num_groups": 2, "top_groups": 3}}, "top_groups"),
+        ({"experts": EXPERTS | {"num_groups": 4}}, "group_score"),
+        ({"experts": EXPERTS | {"num_groups": 4, "group_score": "max", "top_k": 2}}, "top_k"),
+        ({"experts": EXPERTS | {"dense_layers": (2,)}}, "dense_layers"),
+        ({"experts": EXPERTS, "mlp_bias": True}, "mlp_bias"),
         ({"vocab_size": 0}, "vocab_size"),
         ({"layers": 3}, "layers"),
     ],
@@ -85,10 +113,14 @@ def test_impossible_shapes_are_refused_by_field(changes, field):
         shape(**changes)
 
 
+def angles(config: ModelConfig, position: int) -> Rotation:
+    return rotations(config, torch.tensor([[position]]), torch.float32)["full"]
+
+
 def test_rotation_turns_each_pair_by_position_times_its_frequency():
     config = shape(head_dim=4, rope_theta=100.0)
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
-    turned = rotate(x, rotary_angles(config, torch.tensor([[5]]), torch.float32)).flatten()
+    turned = rotate(x, angles(config, 5)).flatten()
     for pair, angle in ((0, 5.0), (1, 5.0 * 100.0**-0.5)):
         first, second = x.flatten()[pair].item(), x.flatten()[pair + 2].item()
         assert turned[pair].item() == pytest.approx(first * math.cos(angle) - second * math.sin(angle), abs=1e-5)
@@ -100,8 +132,7 @@ def test_rotated_products_depend_on_distance_alone():
     q, k = (torch.randn(1, 1, 1, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
 
     def score(query_at: int, key_at: int) -> float:
-        angles = [rotary_angles(config, torch.tensor([[at]]), torch.float32) for at in (query_at, key_at)]
-        return float((rotate(q, angles[0]) * rotate(k, angles[1])).sum())
+        return float((rotate(q, angles(config, query_at)) * rotate(k, angles(config, key_at))).sum())
 
     assert score(9, 4) == pytest.approx(score(25, 20), abs=1e-4)
     assert abs(score(9, 4) - score(9, 5)) > 1e-2
@@ -146,7 +177,7 @@ def test_rows_of_a_batch_do_not_meet():
 
 
 def test_attention_is_softmax_of_scaled_products():
-    spec = AttentionSpec(layer=0, num_heads=4, num_kv_heads=2, head_dim=8, scale=0.3)
+    spec = AttentionSpec(layer=0, num_heads=4, num_kv_heads=2, head_dim=8, value_dim=8, scale=0.3)
     generator = torch.Generator().manual_seed(3)
     q = torch.randn(2, 6, 4, 8, generator=generator)
     k, v = (torch.randn(2, 6, 2, 8, generator=generator) for _ in range(2))
@@ -171,8 +202,9 @@ def test_attend_is_called_once_per_block_with_the_stated_shapes():
         return causal_attention(spec, q, k, v)
 
     assert torch.equal(model(ids, attend=recording), model(ids))
-    specs = [AttentionSpec(layer, num_heads=4, num_kv_heads=2, head_dim=8, scale=8**-0.5) for layer in range(2)]
-    assert seen == [(spec, (3, 5, 4, 8), (3, 5, 2, 8), (3, 5, 2, 8)) for spec in specs]
+    expected = [(layer, (3, 5, 4, 8), (3, 5, 2, 8), (3, 5, 2, 8)) for layer in range(2)]
+    assert [(spec.layer, *shapes) for spec, *shapes in seen] == expected
+    assert all(spec.scale == 8**-0.5 and spec.plain and spec.causal and spec.window is None for spec, *_ in seen)
 
 
 def test_logits_are_the_head_on_hidden_states():

@@ -326,6 +326,35 @@ def test_a_words_merges_end_in_its_pieces(finished_run):
     assert "no tokenizer" in merges(None, "x")["error"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer.json", b"{", "tokenizer.json is not a tokenizer"),
+        ("tokenizer.json", None, "holds no tokenizer.json"),
+        ("tokenizer_config.json", b"{}", "names no eos_token"),
+        ("tokenizer_config.json", b"[", "tokenizer_config.json is not valid JSON"),
+        ("chat_template.jinja", b"{% if", "is not a valid chat template"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja is not UTF-8"),
+        ("manifest.json", b"[]", "manifest.json is corrupt"),
+    ],
+)
+def test_a_broken_tokenizer_is_not_called_a_missing_one(tmp_path, name, content, says):
+    directory = make_run(tmp_path / "run", ("collected", "corpus", "tokenizer"))
+    path = directory / "artifacts" / "tokenizer" / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    run = Run(directory)
+    answers = [tokenize(run, "the miller"), merges(run, "the"), vocabulary(run, "the", 0)]
+    for error in [answer["error"] for answer in answers]:
+        assert error.startswith("The run's tokenizer cannot be used: ")
+        assert says in error
+    assert vocabulary(run, "the", 0)["rows"] == []
+    assert says in sections(directory, "tokenization")["play"]["note"]
+    assert run_tokenizer(run) is None
+
+
 def test_another_kind_has_pieces_and_no_merges(tmp_path):
     """A unigram tokenizer, which replaces the run's."""
     directory = make_run(tmp_path / "run", ("collected", "corpus", "tokenizer"))

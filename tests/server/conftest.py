@@ -36,12 +36,22 @@ def llm(model, tokenizer):
 
 
 @pytest.fixture(scope="session")
-def start(model, tokenizer):
-    """Starts real servers on free ports of 127.0.0.1, each in a thread, and stops them at the end."""
-    running = []
+def start(model, tokenizer, start_with):
+    """`start_with` an engine of the tiny model."""
 
     def start(max_num_seqs=8, max_waiting=16, drain_seconds=20.0):
         engine = LLM.from_model(model, tokenizer, max_num_seqs=max_num_seqs, max_num_batched_tokens=256).engine
+        return start_with(engine, max_waiting, drain_seconds)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start_with():
+    """Starts real servers on free ports of 127.0.0.1, each in a thread, and stops them at the end."""
+    running = []
+
+    def start(engine, max_waiting=16, drain_seconds=20.0):
         app = create_app(engine, "tiny", max_waiting)
         listener = bind("127.0.0.1", 0)
         server = make_server(app, listener, drain_seconds)

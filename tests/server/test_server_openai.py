@@ -213,7 +213,11 @@ def test_streams_are_what_whole_replies_are(shared):
 @pytest.mark.parametrize(
     ("extra", "param", "says"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0]", "function"),
+        ({"tools": [{"type": "retrieval"}]}, "tools[0]", "function"),
+        ({"tool_choice": "required"}, "tool_choice", "none or auto"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "none or auto"),
+        ({"functions": [{"name": "f"}]}, "functions", "not supported"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"logit_bias": {"5": 10}}, "logit_bias", "not supported"),
@@ -243,8 +247,13 @@ def test_streams_are_what_whole_replies_are(shared):
         ),
         (
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
+            "messages",
+            "messages[0].tool_calls[0] must be",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [{"id": "1"}]}]},
             "messages[0].tool_calls",
-            "not supported",
+            "only an assistant",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

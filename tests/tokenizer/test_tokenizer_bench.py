@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gristmill.bench.tokenizers import bench_tokenizers, compare, table, write_c
 from gristmill.cli import app
 from gristmill.data.corpus import read_documents
 from gristmill.errors import GristmillError
+from gristmill.tokenizer.store import TokenStore
 
 
 @pytest.fixture
@@ -50,7 +52,15 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_everything_in_one_run(jsonl: Path) -> None:
+def test_everything_in_one_run(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_of, packed = tokenizers._best_fit, []
+
+    def best_fit(tokens: Path) -> list[dict[str, Any]]:
+        packed.append(TokenStore.open(tokens).offsets("train", tokenizers.DOMAIN).tolist())
+        return plan_of(tokens)
+
+    monkeypatch.setattr(tokenizers, "_best_fit", best_fit)
+    monkeypatch.setattr(tokenizers, "PLAN_LENGTHS", (64, 256))
     missing = [name for name in tokenizers.PEERS if importlib.util.find_spec(name) is None]
     report = bench_tokenizers([jsonl], 0.05, vocab_size=400, workers=2)
     assert report["absent"] == missing
@@ -64,9 +74,15 @@ def test_everything_in_one_run(jsonl: Path) -> None:
         assert rows["encoding", name]["note"].endswith("tokens, equal ids")
     assert all(row["rate"] > 0 for row in report["rows"])
     assert {"stage tokens, 1 worker", "stage tokens, 2 workers"} == {n for part, n in rows if part == "packing"}
-    plan = report["best_fit"][0]
-    assert plan["sequence_length"] == 2048
-    assert plan["cut_documents"] <= plan["cut_documents_stream"]
+    for plan, length in zip(report["best_fit"], (64, 256), strict=True):
+        assert plan["sequence_length"] == length
+        (starts,) = {tuple(offsets) for offsets in packed}  # one or two workers pack the same
+        documents = list(pairwise(starts))
+        longer = sum(end - start > length for start, end in documents) / len(documents)
+        parted = sum(start // length != (end - 1) // length for start, end in documents) / len(documents)
+        assert plan["cut_documents"] == pytest.approx(longer, abs=1e-4)
+        assert plan["cut_documents_stream"] == pytest.approx(parted, abs=1e-4)
+        assert 0.1 < longer < parted < 1
     json.dumps(report)
     shown = table(report)
     assert "the merges of gristmill and tokenizers are the same" in shown

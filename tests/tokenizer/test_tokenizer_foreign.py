@@ -15,6 +15,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from gristmill.errors import GristmillError
+from gristmill.tokenizer.tables import MOST_UNUSED
 from gristmill.tokenizer.tokenizer import Tokenizer
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
@@ -205,6 +206,14 @@ def test_bad_templates(smollm: Path, template: str, complaint: str) -> None:
         Tokenizer.load(smollm).render_chat(MESSAGES)
 
 
+def test_the_marks_of_an_encoder_are_its_first_and_last_token(smollm: Path) -> None:
+    settings = {"cls_token": "<|im_start|>", "sep_token": {"content": "<|im_end|>"}, "mask_token": "<|im_end|>"}
+    (smollm / "tokenizer_config.json").write_text(json.dumps(settings))
+    (smollm / "special_tokens_map.json").unlink(missing_ok=True)
+    tokenizer = Tokenizer.load(smollm)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (tokenizer.im_start_id, tokenizer.im_end_id)
+
+
 def test_bad_directories(smollm: Path, tmp_path: Path) -> None:
     with pytest.raises(GristmillError, match=r"nowhere holds no tokenizer\.json"):
         Tokenizer.load(tmp_path / "nowhere")
@@ -247,6 +256,40 @@ def test_unknown_kinds_are_refused_by_their_cause(part: str, value: Any, cause: 
     directory = make(tmp_path / "odd", {"eos_token": "<|im_end|>"}, lambda tokenizer: setattr(tokenizer, part, value))
     with pytest.raises(GristmillError, match=rf"odd/tokenizer\.json cannot be used: .*{cause}"):
         Tokenizer.load(directory)
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("id", [2**31, 2**32 - 1])
+def test_an_id_far_beyond_the_others_is_refused(id: int, special: bool, smollm: Path) -> None:
+    """Tables are as long as the largest id: two thousand million places would take the memory of the machine."""
+    place_far(smollm, "<|far|>", id, special)
+    complaint = (
+        rf"smollm/tokenizer\.json cannot be used: its token '<\|far\|>' has the id {id}, but it has only \d+ tokens"
+    )
+    with pytest.raises(GristmillError, match=complaint):
+        Tokenizer.load(smollm)
+
+
+def test_ids_may_leave_some_places_free(smollm: Path) -> None:
+    tokens = Tokenizer.load(smollm).backend.get_vocab_size() + 1
+    place_far(smollm, "<|far|>", tokens + MOST_UNUSED - 1, True)
+    tokenizer = Tokenizer.load(smollm)
+    assert tokenizer.vocab_size == tokens + MOST_UNUSED
+    assert tokenizer.decode([tokenizer.vocab_size - 1, tokens + 7], skip_special_tokens=False) == "<|far|>"
+    place_far(smollm, "<|far|>", tokens + MOST_UNUSED, True)
+    with pytest.raises(GristmillError, match=f"the largest may be {tokens + MOST_UNUSED - 1}"):
+        Tokenizer.load(smollm)
+
+
+def place_far(directory: Path, token: str, id: int, special: bool) -> None:
+    """Give a tokenizer.json one more token."""
+    path = directory / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"]["vocab"][token] = id
+    if special:
+        added = [entry for entry in state["added_tokens"] if entry["content"] != token]
+        state["added_tokens"] = [*added, {**added[0], "id": id, "content": token}]
+    path.write_text(json.dumps(state))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hard_text import HARD_TEXTS
 from test_tokenizer_formats_sentencepiece import MODELS, train
 from test_tokenizer_kinds import NAMED, TEMPLATE, trained
-from tokenizer_rooms import stage_run
+from tokenizer_rooms import example_shards
 
 from gristmill.errors import GristmillError
 from gristmill.tokenizer.config import TokenizerConfig
@@ -21,7 +21,7 @@ from gristmill.tokenizer.formats.huggingface import write_directory
 from gristmill.tokenizer.formats.sentencepiece import read_model
 from gristmill.tokenizer.pretokenize import build_pretokenizer
 from gristmill.tokenizer.tokenizer import Tokenizer
-from gristmill.tokenizer.train import train_tokenizer
+from gristmill.tokenizer.train import train_on_texts
 from gristmill.weights.gguf import GGUFFile
 
 gguf = pytest.importorskip("gguf")
@@ -95,10 +95,10 @@ def test_sentencepiece_tokenizers_come_back(kind: str, tmp_path: Path) -> None:
     assert metadata["tokenizer.ggml.token_type"][:4] == [3, 3, 2, 6]
 
 
-def test_the_stages_own_sentencepiece_kind_comes_back(corpus: Path, tmp_path: Path) -> None:
+def test_the_stages_own_sentencepiece_kind_comes_back(tmp_path: Path) -> None:
     """Its pre-tokenizer, which a GGUF file cannot say, must not matter."""
-    run = stage_run(tmp_path / "t", corpus=corpus)
-    train_tokenizer(TokenizerConfig(kind="sentencepiece", vocab_size=600), run)
+    texts = [row["text"] for shard in example_shards() for row in shard]
+    train_on_texts(TokenizerConfig(kind="sentencepiece", vocab_size=600), texts, tmp_path / "t")
     ours = Tokenizer.load(tmp_path / "t")
     again, _ = round_trip(tmp_path / "t", tmp_path, ours.vocab_size)
     for text in HARD_TEXTS:
@@ -181,6 +181,27 @@ def test_what_a_file_cannot_say_is_refused(
     path.write_text(json.dumps(state))
     with pytest.raises(GristmillError, match=cause):
         add_tokenizer(gguf.GGUFWriter(tmp_path / "x.gguf", "llama"), tmp_path / "t", tokenizer.vocab_size)
+
+
+def test_gpt2_with_single_digits_is_smollms(directory: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(directory)
+    tokenizer.backend.pre_tokenizer = build_pretokenizer("gpt2", 1)
+    write_directory(tokenizer.backend, {"eos_token": "<|eos|>"}, [], None, tmp_path / "t")
+    ours = Tokenizer.load(tmp_path / "t")
+    again, metadata = round_trip(tmp_path / "t", tmp_path, ours.vocab_size)
+    assert metadata["tokenizer.ggml.pre"] == "smollm"
+    assert [again.encode(text) for text in HARD_TEXTS] == [ours.encode(text) for text in HARD_TEXTS]
+
+
+def test_a_piece_with_nul_is_refused(tmp_path: Path) -> None:
+    """llama.cpp reads strings up to a NUL, and takes the byte's token for one in a text."""
+    train_on_texts(TokenizerConfig(kind="sentencepiece", vocab_size=368), ["a\0b " * 400 + "the mill " * 90], tmp_path)
+    path = tmp_path / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"]["vocab"]["\0"] = 368
+    path.write_text(json.dumps(state))
+    with pytest.raises(GristmillError, match=r"tokenizer\.json: its token '\\x00' holds the character NUL"):
+        add_tokenizer(gguf.GGUFWriter(tmp_path / "x.gguf", "llama"), tmp_path, 369)
 
 
 def test_names_and_templates_are_found_where_loading_finds_them(

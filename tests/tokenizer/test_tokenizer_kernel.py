@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -19,7 +16,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from gristmill.data.kernel.layout import texts_of
 from gristmill.errors import GristmillError
-from gristmill.tokenizer.kernel import bpe, classes, count, pretokens, reference
+from gristmill.tokenizer.kernel import classes, count, pretokens, reference
 from gristmill.tokenizer.kernel.count import WordCounter
 from gristmill.tokenizer.pretokenize import Pattern, build_pretokenizer, pattern_of, recognize
 
@@ -278,29 +275,6 @@ def test_other_pretokenizers_are_not_recognized() -> None:
     rewriting = _backend(plain)
     rewriting.normalizer = normalizers.NFC()
     assert recognize(rewriting) is None
-
-
-def test_compiled_functions_call_and_use_only_what_is_in_their_own_file() -> None:
-    """Numba keeps machine code as long as the function's own file is unchanged. So does not a constant that was
-    imported, or a compiled function of another file."""
-    for module in (bpe, count, pretokens):
-        path = Path(module.__file__ or "")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        imported = {
-            alias.asname or alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-        compiled = [
-            node for node in functions if any(getattr(name, "id", "") == "compiled" for name in node.decorator_list)
-        ]
-        assert compiled
-        for function in compiled:
-            names = {node.id for part in function.body for node in ast.walk(part) if isinstance(node, ast.Name)}
-            assert not names & imported, function.name
-            assert isinstance(getattr(module, function.name), numba.core.registry.CPUDispatcher)
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:

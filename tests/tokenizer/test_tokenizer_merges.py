@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
-from gristmill.tokenizer import training
 from gristmill.tokenizer.training import merges as merges_module
 from gristmill.tokenizer.training.merges import byte_order, learn_merges
 
@@ -119,22 +116,3 @@ def test_byte_order_is_the_librarys() -> None:
         if byte < 0x80:
             assert vocabulary.pre_tokenize_str(chr(byte))[0][0] == letters[place]
     assert sorted(byte_order().tolist()) == list(range(256))
-
-
-def test_compiled_functions_use_nothing_of_other_files() -> None:
-    """Numba keeps machine code as long as the function's own file is unchanged."""
-    checked = 0
-    for path in sorted(Path(training.__file__).parent.glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-        imported = {(alias.asname or alias.name).partition(".")[0] for node in imports for alias in node.names}
-        for function in [node for node in tree.body if isinstance(node, ast.FunctionDef)]:
-            if any(
-                isinstance(decorator, ast.Name) and decorator.id == "compiled" for decorator in function.decorator_list
-            ):
-                names = [name for line in function.body for name in ast.walk(line) if isinstance(name, ast.Name)]
-                local = {name.id for name in names if isinstance(name.ctx, ast.Store)}
-                local |= {argument.arg for argument in function.args.args}
-                assert ({name.id for name in names} - local) & imported <= {"np"}, f"{path.name}: {function.name}"
-                checked += 1
-    assert checked > 20

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tokenizer_rooms import VOCAB_SIZE, WEIGHTS, example_shards, files_of, stage_run
 
 from gristmill.data.pool import Pool, Result, Task, load
+from gristmill.data.ray_engine import RayMapper
 from gristmill.errors import GristmillError
 from gristmill.tokenizer.config import TokenizerConfig
 from gristmill.tokenizer.pretokenize import Pattern, build_pretokenizer
@@ -47,8 +48,8 @@ def sample_of(corpus: Path) -> Sample:
     return Sample(corpus, "train", WEIGHTS, 10**9, seed=7)
 
 
-def count(sample: Sample, scratch: Path, pool: Pool, workers: int = 1) -> Words:
-    return count_sample(sample, PATTERN, 10**9, scratch, pool, workers, lambda done, total, unit: None)
+def count(sample: Sample, scratch: Path, pool: Pool) -> Words:
+    return count_sample(sample, PATTERN, 10**9, scratch, pool, lambda done, total, unit: None)
 
 
 @pytest.fixture
@@ -114,12 +115,47 @@ def test_the_rarest_words_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_one_and_two_workers_train_the_same(corpus: Path, directory: Path, tmp_path: Path) -> None:
-    assert len(list(words._tasks(sample_of(corpus), PATTERN, tmp_path, 1))) > 3
+    assert len(list(words._tasks(sample_of(corpus), PATTERN, tmp_path))) > 3
     for workers in (1, 2):
         run = stage_run(tmp_path / str(workers), corpus=corpus)
         object.__setattr__(run, "workers", workers)
         train_tokenizer(TokenizerConfig(vocab_size=VOCAB_SIZE), run)
         assert files_of(run.out) == files_of(directory)
+
+
+class _Cluster(Pool):
+    """Does tasks here, but is as wide as a cluster; it keeps the memory that tasks were told they have."""
+
+    def __init__(self, width: int):
+        super().__init__(1)
+        self.workers, self.told = width, list[int]()
+
+    def __call__(self, target: str, tasks: Iterable[Task]) -> Iterator[Result]:
+        for task in tasks:
+            self.told.append(task["memory_bytes"])
+            yield load(target)(task)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("width", "sharers"), [(1, 1), (3, 3), (10_000, None)])
+def test_memory_is_shared_by_those_who_count_at_a_time(
+    width: int, sharers: int | None, corpus: Path, tmp_path: Path
+) -> None:
+    """On a cluster these are neither the cores of this machine nor more than there are tasks."""
+    sample, cluster = sample_of(corpus), _Cluster(width)
+    count(sample, tmp_path, cluster)
+    tasks = len(list(words._tasks(sample, PATTERN, tmp_path)))
+    assert tasks > 3
+    assert cluster.told == [10**9 // (sharers or tasks)] * tasks
+
+
+@pytest.mark.parametrize(("asked", "tasks", "workers"), [(5, None, 5), (5, 2, 2), (2, 5, 2)])
+def test_a_pool_tells_how_many_tasks_it_does_at_a_time(asked: int, tasks: int | None, workers: int) -> None:
+    pool = Pool(asked)
+    if tasks is not None:
+        pool.limit(tasks)
+    assert pool.workers == workers
+    assert RayMapper(None, asked).workers == asked
 
 
 class _Interrupted(Pool):
@@ -149,7 +185,7 @@ def test_what_a_killed_run_has_counted_is_kept(corpus: Path, tmp_path: Path) -> 
     second = _Interrupted(10**6)
     found = count(sample, tmp_path, second)
     assert counted(found) == count_plainly(TEXTS, "qwen2")
-    assert (first.done, second.done) == (2, len(list(words._tasks(sample, PATTERN, tmp_path, 1))) - 2)
+    assert (first.done, second.done) == (2, len(list(words._tasks(sample, PATTERN, tmp_path))) - 2)
     third = _Interrupted(0)
     assert counted(count(sample, tmp_path, third)) == counted(found)
 
@@ -167,14 +203,14 @@ def test_kill_minus_nine_loses_nothing(corpus: Path, tmp_path: Path, monkeypatch
         "    if len(said) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"sample = Sample(Path(sys.argv[1]), 'train', {WEIGHTS}, 10**9, seed=7)\n"
         "with Pool(2) as pool:\n"
-        "    words.count_sample(sample, Pattern('qwen2'), 10**9, Path(sys.argv[2]), pool, 2, progress)\n"
+        "    words.count_sample(sample, Pattern('qwen2'), 10**9, Path(sys.argv[2]), pool, progress)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run([sys.executable, "-c", script, str(corpus), str(tmp_path)], env=environment)
     assert killed.returncode == -9
     again = _Interrupted(10**6)
     assert counted(count(sample_of(corpus), tmp_path, again)) == count_plainly(TEXTS, "qwen2")
-    assert again.done <= len(list(words._tasks(sample_of(corpus), PATTERN, tmp_path, 1))) - 3
+    assert again.done <= len(list(words._tasks(sample_of(corpus), PATTERN, tmp_path))) - 3
 
 
 @pytest.mark.usefixtures("small")

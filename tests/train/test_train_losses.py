@@ -28,6 +28,27 @@ def test_chunked_cross_entropy_equals_torchs_with_its_gradients(monkeypatch, chu
     torch.testing.assert_close(grads[1], head.grad)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.5])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_chunked_cross_entropy_bends_the_logits_as_the_decoder_does(monkeypatch, scale, softcap):
+    monkeypatch.setattr(losses, "CHUNK_TOKENS", 4)
+    torch.manual_seed(1)
+    inputs = [
+        torch.randn(11, 8).requires_grad_(),
+        torch.randn(17, 8).requires_grad_(),
+        torch.randn(17).requires_grad_(),
+    ]
+    targets, weights = torch.randint(0, 17, (11,)), torch.rand(11)
+    ours = weighted_cross_entropy(*inputs[:2], targets, weights, inputs[2], scale, softcap)
+    grads = torch.autograd.grad(ours * 2, inputs)
+    logits = scale * (inputs[0] @ inputs[1].T + inputs[2])
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    theirs = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(grads, torch.autograd.grad(theirs * 2, inputs))
+
+
 def test_uniform_logits_cost_log_of_the_vocabulary():
     loss = weighted_cross_entropy(torch.zeros(4, 8), torch.randn(32, 8), torch.arange(4), torch.ones(4))
     assert loss.item() == pytest.approx(4 * math.log(32), rel=1e-6)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from gristmill.errors import GristmillError
 from gristmill.quantize.int8 import quantize_rows
 from gristmill.weights.compressed import SETTINGS, dequantize, pack, save_int8, unpack
+from gristmill.weights.families import home_of
 from gristmill.weights.layout import block_matrices, split_tensors
 from gristmill.weights.load import load_model
 
@@ -64,6 +65,58 @@ def test_the_settings_are_a_valid_quantization_config():
     weights = scheme.weights
     assert (weights.num_bits, weights.type, weights.symmetric, weights.strategy) == (8, "int", True, "channel")
     assert scheme.input_activations is None
+
+
+PLAIN = {"norm": "layernorm", "norm_bias": True, "gated": False, "qkv_bias": True, "output_bias": True} | {
+    "mlp_bias": True,
+    "num_kv_heads": 4,
+}
+EXPERTS = {"num_experts": 4, "top_k": 2, "intermediate_size": 12}  # a multiple of 4, or transformers cannot run it
+FAMILIES = {
+    "gemma3_text": {"norm_position": "sandwich", "norm_unit_offset": True, "embedding_scale": 32**0.5}
+    | {"qk_norm": "head"},
+    "gpt_neox": PLAIN | {"parallel_block": "separate", "rope_fraction": 0.5, "tie_embeddings": False},
+    "mixtral": {"experts": EXPERTS},
+    "deepseek_v2": {
+        "latent": {"kv_rank": 10, "nope_head_dim": 8, "rope_head_dim": 4, "value_head_dim": 6},
+        "head_dim": 12,
+        "num_kv_heads": 4,
+        "experts": EXPERTS | {"shared_intermediate_size": 12, "normalize_top_k": False, "dense_layers": (0,)},
+    },
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families_are_quantized_too(name, random_model, tokenizer_dir, tmp_path):
+    """Experts and rows that are stored in another order included."""
+    model = random_model(**FAMILIES[name])
+    quantized = save(model, tmp_path, tokenizer_dir)
+    assert home_of(model.config).model_type == name
+    assert not any("norm" in module or module.endswith(("gate", "embed_out", "lm_head")) for module in quantized)
+    matrices = sum(values.values.numel() for values in quantized.values())
+    assert matrices > 0.6 * model.config.num_parameters
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.randint(40, (2, 15), generator=torch.Generator().manual_seed(1))
+    ours = load_model(tmp_path)
+    with torch.no_grad():
+        assert (theirs(ids).logits - ours(ids)).abs().max() <= TOLERANCE
+    for name, weight in split_tensors(ours):
+        if (module := name.removesuffix(".weight")) in quantized:
+            assert torch.equal(weight, dequantize(quantized[module])), name
+
+
+def test_our_own_format_is_quantized_too(random_model, tokenizer_dir, tmp_path):
+    model = random_model(positions="alibi", experts=EXPERTS)
+    quantized = save(model, tmp_path, tokenizer_dir)
+    assert set(quantized) == {f"blocks.{layer}.attention.{part}" for layer in range(2) for part in ("qkv", "output")}
+    for name, weight in split_tensors(load_model(tmp_path)):
+        if (module := name.removesuffix(".weight")) in quantized:
+            assert torch.equal(weight, dequantize(quantized[module])), name
+
+
+def test_gpt2_has_no_linear_layers_to_quantize(random_model):
+    with pytest.raises(GristmillError, match="'gpt2' has no linear layers"):
+        block_matrices(random_model(**PLAIN | {"positions": "learned", "activation": "gelu_tanh"}).config)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

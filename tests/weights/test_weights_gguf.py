@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from gristmill.errors import GristmillError
-from gristmill.weights.gguf import import_gguf, unpermute
+from gristmill.weights.families.transforms import interleaved_rows
+from gristmill.weights.gguf import import_gguf
 from gristmill.weights.layout import split_tensors
 from gristmill.weights.load import load_model
 
@@ -144,7 +145,7 @@ def test_float_weights_come_through_unchanged(changes, random_model, tmp_path):
     assert figures["parameters"] == model.config.num_parameters
 
 
-def test_unpermuted_rows_give_the_products_of_interleaved_rotation():
+def test_reordered_rows_give_the_products_of_interleaved_rotation():
     """llama.cpp turns neighbouring pairs (2i, 2i + 1), the decoder turns (i, i + D/2): the scores must be the same."""
     generator = torch.Generator().manual_seed(0)
     stored_q, stored_k = (torch.randn(8, 5, generator=generator) for _ in range(2))
@@ -160,7 +161,7 @@ def test_unpermuted_rows_give_the_products_of_interleaved_rotation():
         return torch.cat([pairs.real, pairs.imag])
 
     expected = neighbours(stored_q @ x, 11) @ neighbours(stored_k @ y, 3)
-    q, k = unpermute(stored_q, 1), unpermute(stored_k, 1)
+    q, k = (interleaved_rows(1, 0, 8).load(stored) for stored in (stored_q, stored_k))
     assert (halves(q @ x, 11) @ halves(k @ y, 3)).item() == pytest.approx(expected.item(), abs=1e-4)
     assert (halves(stored_q @ x, 11) @ halves(stored_k @ y, 3)).item() != pytest.approx(expected.item(), abs=1e-2)
 
@@ -213,7 +214,8 @@ def test_gpt2_tokenizers_join_digits(model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"general__architecture": "qwen2"}, ["architecture", "qwen2"]),
+        ({"general__architecture": "mamba"}, ["architecture", "mamba", "qwen3moe"]),
+        ({"split__count": 2}, ["split.count"]),
         ({"llama__block_count": None}, ["llama.block_count", "missing"]),
         ({"llama__block_count": 10**9}, ["llama.block_count", "1000000000"]),
         ({"llama__block_count": 3}, ["blk.2.attn_norm.weight", "missing"]),
@@ -221,10 +223,18 @@ def test_gpt2_tokenizers_join_digits(model, tmp_path):
         ({"llama__attention__head_count": 0}, ["llama.attention.head_count"]),
         ({"llama__attention__head_count_kv": 3}, ["num_kv_heads"]),
         ({"llama__rope__dimension_count": 4}, ["llama.rope.dimension_count"]),
-        ({"llama__rope__scaling__type": "yarn"}, ["llama.rope.scaling.type", "yarn"]),
-        ({"llama__expert_count": 8}, ["llama.expert_count"]),
+        ({"llama__rope__scaling__type": "longrope"}, ["llama.rope.scaling.type", "longrope"]),
+        ({"llama__expert_count": 8}, ["experts.top_k"]),
+        ({"llama__expert_count": 8, "llama__expert_used_count": 2}, ["blk.0.ffn_gate_inp.weight", "missing"]),
+        ({"llama__attention__sliding_window": 16}, ["llama.attention.sliding_window", "16"]),
+        ({"llama__attention__scale": 0.5}, ["llama.attention.scale", "not known"]),
+        ({"llama__attention__causal": False}, ["llama.attention.causal"]),
+        ({"llama__block_count": 2**31}, ["llama.block_count"]),
+        ({"llama__context_length": "long"}, ["llama.context_length", "long"]),
+        ({"llama__rope__freq_base": 0.5}, ["llama.rope.freq_base"]),
         ({"drop": ["output_norm.weight"]}, ["output_norm.weight", "missing"]),
-        ({"extra": {"rope_freqs.weight": np.ones(4, np.float32)}}, ["rope_freqs.weight"]),
+        ({"extra": {"rope_freqs.weight": np.array([1, 3, 1, 2], np.float32)}}, ["rope_freqs.weight", "Llama 3"]),
+        ({"extra": {"blk.0.odd.weight": np.ones(4, np.float32)}}, ["blk.0.odd.weight", "no place"]),
         ({"tokenizer__ggml__model": "bert"}, ["tokenizer.ggml.model", "bert"]),
         ({"tokenizer__ggml__model": "llama"}, ["tokenizer.ggml.scores"]),
         ({"tokenizer__ggml__pre": "tekken"}, ["tokenizer.ggml.pre", "tekken"]),

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from gristmill.errors import GristmillError
 from gristmill.weights.hf import save_model
+from gristmill.weights.layout import split_tensors
 from gristmill.weights.load import load_model
+from gristmill.weights.safetensors_writer import StoredTensor, write_weights
 from gristmill.weights.tokenizer_files import special_token_ids
 
 TOLERANCE = 1e-4
@@ -149,15 +153,18 @@ def test_a_tokenizer_that_is_absent_or_too_large_is_named(random_model, tokenize
         save_model(random_model(vocab_size=20), tmp_path, tokenizer_dir)
 
 
-def test_a_save_that_was_killed_leaves_nothing_in_the_next_one(random_model, tokenizer_dir, tmp_path, monkeypatch):
-    def killed(tensors, path, metadata):
-        path.with_name(".tmpX7a").write_bytes(b"half")  # what safetensors leaves behind
-        raise KeyboardInterrupt
+def _killed(*args):
+    raise KeyboardInterrupt
 
+
+def test_a_save_that_was_killed_leaves_nothing_in_the_next_one(random_model, tokenizer_dir, tmp_path, monkeypatch):
+    """A kill leaves no time to clean up: neither in the middle of a file nor between two."""
     with monkeypatch.context() as patch:
-        patch.setattr("gristmill.weights.hf.save_file", killed)
+        patch.setattr("gristmill.weights.safetensors_writer.shutil.rmtree", lambda *args, **kwargs: None)
+        patch.setattr("gristmill.weights.safetensors_writer.os.replace", _killed)
         with pytest.raises(KeyboardInterrupt):
-            save_model(random_model(), tmp_path / "cut", tokenizer_dir)
+            save_model(random_model(), tmp_path / "cut", tokenizer_dir, max_shard_bytes=10_000)
+        assert list((tmp_path / "cut" / ".weights.writing").iterdir())
     save_model(random_model(), tmp_path / "cut", tokenizer_dir)
     save_model(random_model(), tmp_path / "whole", tokenizer_dir)
     left, expected = ({path.name for path in (tmp_path / name).rglob("*")} for name in ("cut", "whole"))
@@ -181,3 +188,62 @@ def test_the_end_of_a_turn_stops_generation(random_model, tokenizer_dir, tmp_pat
     )
     save_model(random_model(), tmp_path / "model", own)
     assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["eos_token_id"] == [1, 4, 3]
+
+
+def test_large_models_are_cut_into_shards(random_model, tokenizer_dir, tmp_path):
+    model = random_model(tie_embeddings=False)
+    save_model(model, tmp_path, tokenizer_dir, max_shard_bytes=20_000)
+    shards = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
+    assert all(path.stat().st_size < 23_000 for path in tmp_path.glob("*.safetensors"))  # with its header
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 4 * sum(parameter.numel() for parameter in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path)(ids()), model(ids()))
+        assert (from_transformers(tmp_path)(ids()).logits - model(ids())).abs().max() <= TOLERANCE
+    save_model(model, tmp_path, tokenizer_dir)  # one file again: what is left of the shards would be read by others
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.safetensors"]
+    save_model(model, tmp_path, tokenizer_dir, max_shard_bytes=20_000)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_file_is_what_the_safetensors_library_writes(random_model, tokenizer_dir, tmp_path):
+    """Not byte for byte, for the order of tensors is free."""
+    model = random_model()
+    save_model(model, tmp_path, tokenizer_dir, torch.bfloat16)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors, tmp_path / "library.safetensors", metadata={"format": "pt"})
+    headers = [_header(tmp_path / name) for name in ("library.safetensors", "model.safetensors")]
+    assert headers[0] == headers[1]
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    for name, tensor in split_tensors(model):
+        assert torch.equal(tensors[name], tensor.to(torch.bfloat16)), name
+
+
+def _header(path):
+    """Types and shapes, and where the last tensor ends, in a header of a multiple of eight bytes."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8 : 8 + length])
+    ends = [entry.pop("data_offsets")[1] for name, entry in entries.items() if name != "__metadata__"]
+    assert max(ends) == len(data) - 8 - length
+    return entries, max(ends), length % 8
+
+
+def test_values_are_made_one_tensor_at_a_time(tmp_path):
+    """A writer that held all tensors would need the model's memory twice."""
+    alive = weakref.WeakSet()
+    most = 0
+
+    def make():
+        nonlocal most
+        tensor = torch.zeros(100)
+        alive.add(tensor)
+        most = max(most, len(alive))
+        return tensor
+
+    write_weights([StoredTensor(f"t{n}", (100,), torch.float32, make) for n in range(10)], tmp_path)
+    assert most <= 2  # the one that is written, and the one before it until its name is taken
+    assert set(load_file(tmp_path / "model.safetensors")) == {f"t{n}" for n in range(10)}

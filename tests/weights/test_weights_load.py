@@ -1,6 +1,7 @@
 """Damaged and foreign model directories: every error is one line that names what is wrong."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -86,10 +87,69 @@ def test_garbage_is_named(saved):
     refused(saved, "model.safetensors", "not a whole safetensors file")
 
 
-def test_a_pickle_is_refused_by_name(saved):
+class Bomb:
+    """What a pickle can do: run code when it is read."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was unpickled",))
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt", "model.pkl", "model.pickle"]
+)
+@pytest.mark.parametrize("named_as_safetensors", [False, True])
+def test_a_pickle_is_refused_by_name_and_never_read(name, named_as_safetensors, saved):
     (saved / "model.safetensors").unlink()
-    (saved / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    refused(saved, "pytorch_model.bin", "pickle")
+    if named_as_safetensors:
+        (saved / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+        refused(saved, "model.safetensors", "not a whole safetensors file")
+        return
+    (saved / name).write_bytes(pickle.dumps(Bomb()))
+    refused(saved, name, "pickle")
+
+
+def test_an_index_that_names_pickles_is_refused(saved):
+    (saved / "model.safetensors").unlink()
+    (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model.bin"}}))
+    refused(saved, "pytorch_model.bin", "must be a .safetensors file")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(value, saved):
+    change_tensors(saved, lambda tensors: tensors[Q].__setitem__((3, 5), value))
+    refused(saved, Q, "NaN or infinity")
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        ([2**40, 2**20], [0, 2**62]),
+        ([2**62, 4], [0, 2**64 - 1]),
+        ([2**40], [0, 2**42]),
+        ([10], [0, 4]),
+        ([1], [10**30, 10**30 + 4]),
+    ],
+)
+def test_a_header_that_claims_more_than_the_file_holds_is_refused(shape, offsets, saved):
+    header = json.dumps({Q: {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
+    (saved / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4096))
+    refused(saved, "model.safetensors", "not a whole safetensors file")
+
+
+def test_a_header_longer_than_the_file_is_refused(saved):
+    (saved / "model.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}" + bytes(64))
+    refused(saved, "model.safetensors", "not a whole safetensors file")
+
+
+def test_a_tensor_in_two_shards_is_named(saved):
+    tensors = load_file(saved / "model.safetensors")
+    (saved / "model.safetensors").unlink()
+    save_file(tensors, saved / "one.safetensors")
+    save_file({Q: tensors[Q] + 1}, saved / "two.safetensors")
+    homes = dict.fromkeys(tensors, "one.safetensors") | {"other": "two.safetensors"}
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": homes}))
+    refused(saved, Q, "one.safetensors", "two.safetensors")
 
 
 def test_absent_weights_say_what_was_looked_for(saved):
@@ -101,6 +161,9 @@ def test_absent_weights_say_what_was_looked_for(saved):
     ("index", "words"),
     [
         ({"weight_map": {"a": "../model.safetensors"}}, ["../model.safetensors", "beside the index"]),
+        ({"weight_map": {"a": "/etc/model.safetensors"}}, ["/etc/model.safetensors", "beside the index"]),
+        ({"weight_map": {"a": 5}}, ["5", "beside the index"]),
+        ({"weight_map": {}}, ["no shards"]),
         ({"weight_map": {"a": "part-1.safetensors"}}, ["part-1.safetensors", "missing"]),
         ({"weights": {}}, ["not an index"]),
         ([], ["not an index"]),
@@ -115,18 +178,19 @@ def test_a_wrong_index_is_named(saved, index, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gpt2"}, ["model_type", "gpt2"]),
+        ({"model_type": "rwkv"}, ["model_type", "rwkv"]),
         ({"model_type": None}, ["model_type"]),
-        ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
-        ({"attention_bias": True}, ["attention_bias"]),
-        ({"mlp_bias": True}, ["mlp_bias"]),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["rope_scaling", "llama3"]),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, ["rope_type", "yarn"]),
+        ({"hidden_act": "mish"}, ["hidden_act", "mish"]),
+        ({"attention_bias": True}, ["q_proj.bias", "missing"]),
+        ({"mlp_bias": True}, ["gate_proj.bias", "missing"]),
+        ({"tie_word_embeddings": False}, ["lm_head.weight", "missing"]),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 8.0}}, ["rope_scaling.rope_type", "longrope"]),
         ({"hidden_size": None}, ["hidden_size"]),
         ({"num_attention_heads": 0}, ["num_attention_heads"]),
         ({"num_hidden_layers": "two"}, ["num_hidden_layers"]),
-        ({"num_hidden_layers": 10**9}, ["num_hidden_layers", "20 tensors"]),
-        ({"num_key_value_heads": 3}, ["num_kv_heads"]),
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers", "at most 10000"]),
+        ({"num_hidden_layers": 500}, ["num_hidden_layers", "20 tensors"]),
+        ({"num_key_value_heads": 3}, ["num_key_value_heads"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quant_method", "gptq"]),
         ({"intermediate_size": 45}, ["gate_proj", "[45, 32]"]),
     ],

@@ -18,10 +18,11 @@ from ..artifact import Figures, StageRun, write_json, write_text
 from ..errors import GristmillError
 from ..evaluate.tasks import Task, is_correct, make_tasks
 from ..model.decoder import Decoder
+from ..model.experts import mark_padding
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.config import TrainingConfig
 from ..train.data import TokenBatch, check_lengths, epoch_indices, pad_examples
-from ..train.loop import LossSum, autocast, resolve_device, resolve_precision, train
+from ..train.loop import LossSum, autocast, behind_last_target, resolve_device, resolve_precision, train
 from ..train.losses import token_logprobs
 from ..weights.hf import save_model
 from ..weights.load import load_model
@@ -154,6 +155,7 @@ def _reference(
 
 def _reply_logprobs(model: Decoder, batch: TokenBatch) -> Tensor:
     device = model.embedding.weight.device
+    mark_padding(model, behind_last_target(batch.weights_BT, device))
     logits = model(batch.inputs_BT.to(device))
     return sequence_logprobs(token_logprobs(logits, batch.targets_BT.to(device)), batch.weights_BT.to(device))
 

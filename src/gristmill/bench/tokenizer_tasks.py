@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gristmill.data.corpus import document_batches
+from gristmill.tokenizer.sample import split_column
 
 PRETOKENIZER: Final = "gpt4"
 CHUNK_BYTES = 2 << 20  # of text between two looks at the clock
@@ -211,10 +212,7 @@ def _timed(encode: Encode, arguments: Arguments) -> dict[str, Any]:
 def _chunks(corpus: str) -> Iterator[pa.Array]:
     """The texts of all documents, about `CHUNK_BYTES` at a time."""
     for batch in document_batches(corpus, columns=["text"]):
-        texts = batch["text"].cast(pa.large_string())
-        rows = max(1, len(texts) * CHUNK_BYTES // max(texts.nbytes, 1))
-        for start in range(0, len(texts), rows):
-            yield texts.slice(start, rows)
+        yield from split_column(batch["text"].cast(pa.large_string()), CHUNK_BYTES)
 
 
 def _backend(directory: str) -> Any:

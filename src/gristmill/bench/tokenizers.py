@@ -103,7 +103,8 @@ def bench_tokenizers(
         _warm_up(place)
         rows = list(_training(bench))
         same_merges = _same_merges(place)
-        rows += list(_encoding(bench))
+        untrained = {row.name for row in rows if row.rate is None}
+        rows += list(_encoding(bench, untrained))
         rows += list(_packing(bench))
         return {
             "rows": [asdict(row) for row in rows],
@@ -218,8 +219,9 @@ def _process(bench: Bench, part: str, name: str, task: str, peer: bool = False, 
     return Row(part, name, size, rate, cost.seconds, cost.cpu_seconds, cost.peak_bytes / 1e6)
 
 
-def _encoding(bench: Bench) -> Iterator[Row]:
-    """One thread each. The ids of gristmill are what the others' are compared with."""
+def _encoding(bench: Bench, untrained: set[str]) -> Iterator[Row]:
+    """One thread each. The ids of gristmill are what the others' are compared with. A peer that could not be trained
+    has no vocabulary of its own to encode with."""
     tokenizer = bench.place / "gristmill-1"
     found = _encode(bench, "gristmill", bench.place / "ours", tokenizer=tokenizer, megabytes=bench.encode_megabytes)
     size = found["megabytes"]
@@ -236,6 +238,9 @@ def _encoding(bench: Bench) -> Iterator[Row]:
         note = compare(bench.place / "ours", ids)
         yield Row("encoding", name, found["megabytes"], found["mb_per_second"], note=f"{_tokens(found)}, {note}")
     for name in (name for name in bench.peers if name in ("rustbpe", "sentencepiece")):
+        if name in untrained:
+            yield Row("encoding", name, size, None, note="was not trained")
+            continue
         try:
             found = _encode(bench, name, None, model=bench.place / name, megabytes=bench.encode_megabytes)
         except GristmillError as error:

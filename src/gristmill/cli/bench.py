@@ -69,3 +69,29 @@ def tokenizers(
     if out is not None:
         out.write_text(json.dumps(report, indent=2) + "\n")
     typer.echo(json.dumps(report, indent=2) if as_json else table(report))
+
+
+@bench_app.command()
+def model(
+    shape: Annotated[str, typer.Argument(help="A model shape by name, see `gristmill plan model`.")] = "smollm2-135m",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences in a pass.")] = 1,
+    length: Annotated[int, typer.Option("--length", min=1, help="Tokens of a sequence.")] = 512,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    compiled: Annotated[bool, typer.Option("--compiled", help="Measure with torch.compile as well.")] = False,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Passes; the median counts.")] = 10,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Blocks, if fewer than the shape's.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the figures as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time forward and backward passes of the decoder beside transformers and litgpt, where they are installed.
+
+    Example: gristmill bench model smollm2-135m --batch 1 --length 256
+    """
+    from ..bench.model import bench_model, table
+
+    said = partial(typer.echo, err=True)
+    report = bench_model(shape, batch, length, device, dtype, compiled, repeats, layers, said)
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n")
+    typer.echo(json.dumps(report, indent=2) if as_json else table(report))

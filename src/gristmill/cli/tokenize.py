@@ -45,6 +45,7 @@ class ExportFormat(StrEnum):
 
     tiktoken = "tiktoken"
     huggingface = "huggingface"
+    sentencepiece = "sentencepiece"
 
 
 @tokenize_app.command()
@@ -175,9 +176,7 @@ def import_verb(
 @tokenize_app.command("export")
 def export_verb(
     tokenizer: TokenizerArgument,
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The file (tiktoken) or directory (huggingface) to write.")
-    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file, or for huggingface the directory, to write.")],
     form: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.huggingface,
 ) -> None:
     """Write a tokenizer for another program.
@@ -189,7 +188,7 @@ def export_verb(
     if form is ExportFormat.huggingface:
         _check_new(out)
     elif out.is_dir():
-        raise GristmillError(f"{out} is a directory; name the file that the ranks go to")
+        raise GristmillError(f"{out} is a directory; name the file to write")
     export_tokenizer(_load(tokenizer), form.value, out)
     typer.echo(f"{out}: written")
 

@@ -49,9 +49,11 @@ _ENVIRONMENT = {
 
 
 class Mapper(Protocol):
-    """Does tasks, somewhere. `cpu_seconds` is what they have taken in other processes, preparations included."""
+    """Does tasks, somewhere. `cpu_seconds` is what they have taken in other processes, preparations included;
+    `workers` is how many tasks are done at a time at most."""
 
     cpu_seconds: float
+    workers: int
 
     def __call__(self, target: str, tasks: Iterable[Task]) -> Iterator[Result]:
         """Call a target ("module:function", JSON object in and out) on every task. The results come in the tasks'
@@ -77,14 +79,14 @@ class Pool:
 
     def __init__(self, workers: int, preload: str | None = None):
         self.cpu_seconds = 0.0
-        self._limit = workers
+        self.workers = workers
         self._preload = preload
         self._root: _Process | None = None
         self._preparing: _Process | None = None
         self._workers: list[_Process] = []
 
     def __enter__(self) -> Pool:
-        if self._limit > 1 and FORKS:
+        if self.workers > 1 and FORKS:
             self._root = _Process.start(forks=True)
             if self._preload is not None:
                 self._root.begin(self._preload, {})
@@ -101,7 +103,7 @@ class Pool:
 
     def limit(self, tasks: int) -> None:
         """As `Mapper.limit`: no more workers than that are started."""
-        self._limit = min(self._limit, tasks)
+        self.workers = min(self.workers, tasks)
 
     def renew(self) -> None:
         """End all workers; a later call starts new ones."""
@@ -110,7 +112,7 @@ class Pool:
 
     def prepare(self, target: str, task: Task) -> None:
         """As `Mapper.prepare`."""
-        if self._limit <= 1:
+        if self.workers <= 1:
             load(target)(task)
             return
         self._finish_preparing()
@@ -120,7 +122,7 @@ class Pool:
 
     def __call__(self, target: str, tasks: Iterable[Task]) -> Iterator[Result]:
         """As `Mapper`."""
-        if self._limit <= 1:
+        if self.workers <= 1:
             for task in tasks:
                 yield load(target)(task)
             return
@@ -130,7 +132,7 @@ class Pool:
         following = 0
         try:
             with selectors.DefaultSelector() as answers:
-                for place, (number, task) in zip(range(self._limit), waiting):  # noqa: B905
+                for place, (number, task) in zip(range(self.workers), waiting):  # noqa: B905
                     worker = self._worker(place)
                     answers.register(worker.connection, selectors.EVENT_READ, worker)
                     worker.begin(target, task)

@@ -26,11 +26,12 @@ OBJECT_STORE_BYTES = 128 << 20  # tasks and results are a few hundred bytes each
 
 
 class RayMapper:
-    """Runs tasks on Ray, at most `width` at a time."""
+    """Runs tasks on Ray, at most `workers` at a time."""
 
-    def __init__(self, ray: Any, width: int):
+    def __init__(self, ray: Any, workers: int):
         self.cpu_seconds = 0.0
-        self._ray, self._width = ray, width
+        self.workers = workers
+        self._ray = ray
 
     def prepare(self, target: str, task: Task) -> None:
         """As `Mapper.prepare`, in one of Ray's workers: the others load what they need themselves."""
@@ -47,8 +48,8 @@ class RayMapper:
         rows = [{"number": i, "call": json.dumps([target, task])} for i, task in enumerate(tasks)]
         if not rows:
             return
-        data = self._ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS_PER_WORKER * self._width))
-        compute = self._ray.data.TaskPoolStrategy(size=min(len(rows), self._width))
+        data = self._ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS_PER_WORKER * self.workers))
+        compute = self._ray.data.TaskPoolStrategy(size=min(len(rows), self.workers))
         finished: dict[int, str] = {}
         following = 0
         try:

@@ -37,8 +37,13 @@ class Engine:
         self._ids = itertools.count()
         self._texts: dict[int, TextStream] = {}
 
-    def make_request(self, prompt_ids: Sequence[int], params: SamplingParams, field: str = "prompt") -> Request:
-        """A checked request that is not in the engine yet. RequestError names `field` or the parameter at fault."""
+    def make_request(
+        self, prompt_ids: Sequence[int], params: SamplingParams, field: str = "prompt", continues: bool = False
+    ) -> Request:
+        """A checked request that is not in the engine yet. RequestError names `field` or the parameter at fault.
+
+        `continues`: the output goes on with the prompt's text, where it has any; else it begins one, as a reply does.
+        """
         try:
             prompt_ids = [operator.index(token) for token in prompt_ids]
         except TypeError:
@@ -55,15 +60,18 @@ class Engine:
         for token in (min(prompt_ids), max(prompt_ids)):
             if not 0 <= token < self.vocab_size:
                 raise RequestError(field, f"{field} holds token id {token}; ids go from 0 to {self.vocab_size - 1}")
-        return Request(next(self._ids), prompt_ids, params)
+        continues = continues and any(token not in self.tokenizer.special_ids for token in prompt_ids)
+        return Request(next(self._ids), prompt_ids, params, continues)
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
-        self._texts[request.id] = TextStream(self.tokenizer, request.params.stop_strings)
+        self._texts[request.id] = TextStream(
+            self.tokenizer, request.params.stop_strings, request.continues, request.shown
+        )
 
-    def add_request(self, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
-        """Check a request and put it in the queue."""
-        request = self.make_request(prompt_ids, params)
+    def add_request(self, prompt_ids: Sequence[int], params: SamplingParams, continues: bool = False) -> Request:
+        """Check a request, as `make_request` does, and put it in the queue."""
+        request = self.make_request(prompt_ids, params, continues=continues)
         self.add(request)
         return request
 

@@ -113,14 +113,15 @@ class LLM:
         """Complete every prompt; the completions stand in the order of the prompts.
 
         A prompt is text, which gets the tokenizer's beginning-of-text token, or token ids, which are taken as they
-        are. `params` holds for all prompts or is one for each. `on_progress(done, total)` is called as prompts end.
-        All prompts are checked before any is run: RequestError names the first that does not fit.
+        are. What follows a text goes on with it, its first space included; what follows ids begins a text, as the reply
+        to a chat does. `params` holds for all prompts or is one for each. `on_progress(done, total)` is called as
+        prompts end. All prompts are checked before any is run: RequestError names the first that does not fit.
         """
         if isinstance(prompts, str):
             raise GristmillError("prompts is one string; generate takes a list of prompts")
         per_prompt = _per_prompt(params, len(prompts))
         requests = [
-            self.engine.make_request(ids, p, field=f"prompts[{i}]")
+            self.engine.make_request(ids, p, field=f"prompts[{i}]", continues=isinstance(prompts[i], str))
             for i, (ids, p) in enumerate(zip(prompt_ids(self.tokenizer, prompts), per_prompt, strict=True))
         ]
         self._run(requests, on_progress or (lambda done, total: None))
@@ -137,9 +138,9 @@ class LLM:
         return self.generate(prompts, params, on_progress)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, None]:
-        """The completion's text, piece by piece. Closing the iterator ends the request."""
+        """The text that completes a prompt (see `generate`), piece by piece. Closing the iterator ends the request."""
         (ids,) = prompt_ids(self.tokenizer, [prompt])
-        request = self.engine.add_request(ids, params or SamplingParams())
+        request = self.engine.add_request(ids, params or SamplingParams(), continues=isinstance(prompt, str))
         try:
             while request.finish_reason is None:
                 for output in self.engine.step():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +22,8 @@ class Request:
     id: int
     prompt_ids: list[int]
     params: SamplingParams
+    continues: bool = False  # whether the output goes on with the prompt's text; else it begins one
+    shown: Mapping[int, str] = field(default_factory=dict)  # special tokens by id that are part of the text
     output_ids: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)  # in pieces, one a token
     logprobs: list[float] = field(default_factory=list)

@@ -19,6 +19,7 @@ class Runner:
         weight = model.embedding.weight
         self.model = model.eval()
         self.device = weight.device
+        self.max_len = max_len
         self.vocab_size = vocab_size  # rows of the head beyond it are padding that no tokenizer knows
         self.cache = SlotCache(model.config, slots, max_len, weight.dtype, weight.device)
 
@@ -40,6 +41,6 @@ class Runner:
                 sampled.append(len(ids) - 1)
         ids_N, positions_N, slots_N = torch.tensor([ids, positions, slots], device=self.device)
         attend = CacheAttention(self.cache, chunks, slots_N, positions_N)
-        hidden_NC = self.model.hidden_states(ids_N[None], positions_N[None], attend)[0]
+        hidden_NC = self.model.hidden_states(ids_N[None], positions_N[None], attend, self.max_len)[0]
         hidden_BC = hidden_NC[torch.tensor(sampled, dtype=torch.long, device=self.device)]
         return self.model.logits(hidden_BC)[:, : self.vocab_size].float()

@@ -10,25 +10,24 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..model.attention import AttentionSpec
+from ..model.attention import AttentionSpec, attention_weights, visible
 from ..model.decoder import Decoder
 
 
 class RecordedAttention:
-    """Causal attention written out as softmax(q k^T * scale) v, which keeps each layer's pattern `[B, H, T, T]`."""
+    """Causal attention written out as softmax(scores) v, which keeps each layer's pattern `[B, H, T, T]`."""
 
     def __init__(self) -> None:
         self.patterns: dict[int, Tensor] = {}
 
-    def __call__(self, spec: AttentionSpec, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
-        groups = spec.num_heads // spec.num_kv_heads
-        k_BTHD = k_BTKD.repeat_interleave(groups, dim=2)
-        v_BTHD = v_BTKD.repeat_interleave(groups, dim=2)
-        scores_BHTT = torch.einsum("bthd,bshd->bhts", q_BTHD, k_BTHD) * spec.scale
-        future = torch.ones(scores_BHTT.shape[-2:], dtype=torch.bool, device=scores_BHTT.device).triu(1)
-        pattern_BHTT = scores_BHTT.masked_fill(future, float("-inf")).softmax(dim=-1)
+    def __call__(self, spec: AttentionSpec, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKE: Tensor) -> Tensor:
+        groups = q_BTHD.shape[2] // k_BTKD.shape[2]
+        k_BHTD = k_BTKD.repeat_interleave(groups, dim=2).transpose(1, 2)
+        v_BHTD = v_BTKE.repeat_interleave(groups, dim=2).transpose(1, 2)
+        at = torch.arange(q_BTHD.shape[1], device=q_BTHD.device)
+        pattern_BHTT = attention_weights(spec, q_BTHD.transpose(1, 2), k_BHTD, visible(spec, at, at), at, at)
         self.patterns[spec.layer] = pattern_BHTT
-        return torch.einsum("bhts,bshd->bthd", pattern_BHTT, v_BTHD)
+        return (pattern_BHTT.to(v_BHTD.dtype) @ v_BHTD).transpose(1, 2)
 
 
 @torch.inference_mode()

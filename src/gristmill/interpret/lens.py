@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.attention import causal_attention
-from ..model.decoder import Decoder, rotary_angles
+from ..model.decoder import Decoder
 from ..tokenizer.tokenizer import Tokenizer
 
 
@@ -19,11 +18,7 @@ def lens_logits(model: Decoder, token_ids: list[int]) -> Tensor:
     """Logits `[layers + 1, T, V]` read off the residual stream after the embedding and after every block, through
     the model's own final norm and head. The last entry is the model's prediction."""
     ids_BT = torch.tensor([token_ids], device=next(model.parameters()).device)
-    x_BTC = model.embedding(ids_BT)
-    rotation = rotary_angles(model.config, torch.arange(len(token_ids), device=ids_BT.device)[None], x_BTC.dtype)
-    stream = [x_BTC]
-    for block in model.blocks:
-        stream.append(block(stream[-1], rotation, causal_attention))
+    stream = list(model.residual_stream(ids_BT))
     return model.logits(model.norm(torch.cat(stream))).float().cpu()
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..model import counts
 from ..model.decoder import Decoder
-from ..weights.layout import split_tensors
+from ..weights.layout import layout, split_tensors
 from ..weights.tensor_files import TensorFiles
 
 LARGEST_CHANNELS = 5
@@ -38,7 +39,11 @@ def weight_table(model: Decoder, dtypes: Mapping[str, str]) -> list[dict[str, An
 
 
 def norm_table(model: Decoder) -> list[dict[str, Any]]:
-    """The gains (gamma) of every RMSNorm, and the channels of the residual stream that each turns up most."""
+    """The gains (gamma) of every norm as they are stored (Gemma's are 1 more than that), and the channels that each
+    turns up most."""
+    gains = {
+        part.name for ours, parts in layout(model.config).items() for part in parts if ours.endswith("norm.weight")
+    }
     return [
         {
             "name": name,
@@ -46,24 +51,14 @@ def norm_table(model: Decoder) -> list[dict[str, Any]]:
             "largest_channels": tensor.abs().topk(min(LARGEST_CHANNELS, len(tensor))).indices.tolist(),
         }
         for name, tensor in split_tensors(model)
-        if tensor.dim() == 1
+        if name in gains
     ]
 
 
 def parameters_by_part(model: Decoder) -> dict[str, int]:
-    """Where the parameters are: `embedding`, `attention`, `feed_forward`, `norms` and, when it is not tied, `head`."""
-    parts: dict[str, int] = {}
-    for name, tensor in split_tensors(model):
-        part = _part(name)
-        parts[part] = parts.get(part, 0) + tensor.numel()
-    return parts
-
-
-def _part(name: str) -> str:
-    for mark, part in (("self_attn", "attention"), ("mlp", "feed_forward"), ("norm", "norms"), ("lm_head", "head")):
-        if mark in name:
-            return part
-    return "embedding"
+    """Where the parameters are: `embedding`, `attention`, `feed_forward`, `norms` and, where the model has them,
+    `positions`, `router` and an untied `head`."""
+    return counts.parameters_by_part(model.config)
 
 
 def _dtype(tensor: Tensor) -> str:

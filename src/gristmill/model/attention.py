@@ -1,13 +1,17 @@
-"""The one interface through which the model calls attention.
+"""The one interface through which the model calls attention, and attention in plain torch.
 
-The model turns hidden states into rotated queries, keys and values and hands them to an `Attend`. What is attended to
-is the caller's business: training masks documents, the engine keeps a cache, a test or a figure records the pattern.
+The model turns hidden states into queries, keys and values, with rotary positions already in them, and hands them to
+an `Attend`. What is attended to is the caller's business: training masks documents, the engine keeps a cache, a test or
+a figure records the pattern. How scores are made (scale, soft-cap, window, ALiBi, sinks) is the model's, and travels in
+the `AttentionSpec`; `masked_attention` computes all of it and is the reference that every kernel is tested against.
 
-Shape suffixes: B batch, T time, H query heads, K key/value heads, D head width.
+Shape suffixes: B batch, T queries, S keys, H query heads, K key/value heads, D key width, E value width.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,62 +19,199 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Bias = Callable[[Tensor, Tensor], Tensor]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class AttentionSpec:
-    """What one block's attention is, for whoever computes it."""
+    """What one block's attention is, for whoever computes it.
+
+    `values_in_keys`: values are the first `value_dim` channels of the keys, so a cache need not keep them (latent
+    attention in its absorbed form). `sinks` `[H]`: one more score per head whose value is zero.
+    `bias(query_at, key_at)` gives what is added to the scores, `[H, T, S]` or `[B, H, T, S]`, from positions `[T]`,
+    `[S]` or with a batch in front.
+    """
 
     layer: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     scale: float
+    value_dim: int
+    causal: bool = True
+    window: int | None = None
+    sink_tokens: int = 0
+    softcap: float | None = None
+    alibi: bool = False
+    values_in_keys: bool = False
+    sinks: Tensor | None = None
+    bias: Bias | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether scores are scaled products and nothing else, as every attention kernel computes them."""
+        return self.softcap is None and not self.alibi and self.sinks is None and self.bias is None
 
 
 class Attend(Protocol):
-    """Computes attention for one block: `q_BTHD`, `k_BTKD`, `v_BTKD` -> `[B, T, H, D]`."""
+    """Computes attention for one block: `q_BTHD`, `k_BTKD`, `v_BTKE` -> `[B, T, H, E]`.
 
-    def __call__(self, spec: AttentionSpec, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor: ...
+    One that has an attribute `latent` which is true gets latent attention in its absorbed form (one key head, the
+    values inside the keys), which is what a cache wants; all others get it multiplied out, which is cheaper to train.
+    """
+
+    def __call__(self, spec: AttentionSpec, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKE: Tensor) -> Tensor: ...
 
 
-def causal_attention(spec: AttentionSpec, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
-    """Every token attends to itself and to those before it in its row."""
-    return masked_attention(spec, q_BTHD, k_BTKD, v_BTKD, mask=None)
+def causal_attention(spec: AttentionSpec, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKE: Tensor) -> Tensor:
+    """Every token attends to itself and to those before it in its row, or to all of it where `spec` is not causal."""
+    return masked_attention(spec, q_BTHD, k_BTKD, v_BTKE)
 
 
 def masked_attention(
-    spec: AttentionSpec, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None
+    spec: AttentionSpec,
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKE: Tensor,
+    mask: Tensor | None = None,
+    query_at: Tensor | None = None,
+    key_at: Tensor | None = None,
 ) -> Tensor:
-    """Attention of T queries over S keys; `mask` is boolean, true where a query may look, and broadcasts to
-    `[B, H, T, S]`; None means causal with T == S."""
-    groups = spec.num_heads // spec.num_kv_heads
-    q = q_BTHD.transpose(1, 2)
-    k = k_BSKD.transpose(1, 2)
-    v = v_BSKD.transpose(1, 2)
+    """Attention of T queries over S keys: `[B, T, H, E]`.
+
+    `mask` is boolean, true where a query may look, and broadcasts to `[B, H, T, S]`; it is cut further by the window
+    and, where it is None, by causality. `query_at` and `key_at` are the places of queries and keys in their sequence,
+    `[T]` and `[S]` or with a batch in front; without them key s stands at s, and the queries are the last T keys.
+    A query that may look nowhere gets zeros.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKE))
+    groups = q.shape[1] // k.shape[1]
     if groups > 1:  # repeated rather than enable_gqa: the CPU's flash kernel takes only equal head counts
         k = k.repeat_interleave(groups, dim=1)
         v = v.repeat_interleave(groups, dim=1)
+    time, keys = q.shape[2], k.shape[2]
+    if spec.plain and mask is None and spec.window is None and (time == keys or not spec.causal):
+        return _products(spec, q, k, v, None, is_causal=spec.causal).transpose(1, 2)
+    if key_at is None:
+        key_at = torch.arange(keys, device=q.device)
+    if query_at is None:
+        query_at = key_at[..., keys - time :]
+    allowed = visible(spec, query_at, key_at, causal=mask is None)
+    if allowed is not None:
+        allowed = allowed if allowed.dim() == 2 else allowed[:, None]
+        mask = allowed if mask is None else mask & allowed
+    if spec.plain:
+        return _products(spec, q, k, v, mask).transpose(1, 2)
+    if spec.softcap is None and spec.sinks is None:
+        bias = score_bias(spec, query_at, key_at)
+        if mask is not None:
+            bias = bias.masked_fill(~mask, float("-inf"))
+        return _products(spec, q, k, v, bias.to(q.dtype)).transpose(1, 2)
+    return _written_out(spec, q, k, v, mask, query_at, key_at).transpose(1, 2)
+
+
+def visible(spec: AttentionSpec, query_at: Tensor, key_at: Tensor, causal: bool = True) -> Tensor | None:
+    """Which keys causality (if `causal`) and the window leave, `[T, S]` or `[B, T, S]`; None where all of them."""
+    distance = query_at[..., :, None] - key_at[..., None, :]
+    seen = distance >= 0 if spec.causal and causal else None
+    if spec.window is not None:
+        near = distance < spec.window
+        if not spec.causal:
+            near &= distance > -spec.window
+        if spec.sink_tokens:
+            near |= (key_at < spec.sink_tokens)[..., None, :]
+        seen = near if seen is None else seen & near
+    return seen
+
+
+def score_bias(spec: AttentionSpec, query_at: Tensor, key_at: Tensor) -> Tensor:
+    """What is added to the scaled scores, float32 `[H, T, S]` or `[B, H, T, S]`."""
+    total: Tensor | None = None
+    if spec.alibi:
+        slopes = torch.tensor(alibi_slopes(spec.num_heads), device=query_at.device)
+        distance = (query_at[..., :, None] - key_at[..., None, :]).abs()
+        total = -slopes[:, None, None] * distance[..., None, :, :]
+    if spec.bias is not None:
+        own = spec.bias(query_at, key_at).float()
+        total = own if total is None else total + own
+    assert total is not None
+    return total
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """The penalty per token of distance of each head (Press et al. 2022): a geometric sequence from 2^(-8/n) for n
+    heads, a power of two; other numbers take every second one of the next power's for the heads that are left."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
+    more = [2 ** (-4 * (head + 1) / power) for head in range(0, 2 * power, 2)]
+    return slopes + more[: num_heads - power]
+
+
+def _products(
+    spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False
+) -> Tensor:
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # its backward kernel is slow in bfloat16
         with torch.autocast("cpu", enabled=False):
-            out = F.scaled_dot_product_attention(
-                q.float(), k.float(), v.float(), attn_mask=mask, is_causal=mask is None, scale=spec.scale
+            if mask is not None and mask.is_floating_point():
+                mask = mask.float()
+            return F.scaled_dot_product_attention(
+                q.float(), k.float(), v.float(), attn_mask=mask, is_causal=is_causal, scale=spec.scale
             ).to(q.dtype)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=spec.scale)
-    return out.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=spec.scale)
+
+
+def _written_out(
+    spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_at: Tensor, key_at: Tensor
+) -> Tensor:
+    weights = attention_weights(spec, q, k, mask, query_at, key_at)
+    return weights.to(v.dtype) @ v
+
+
+def attention_weights(
+    spec: AttentionSpec, q_BHTD: Tensor, k_BHSD: Tensor, mask: Tensor | None, query_at: Tensor, key_at: Tensor
+) -> Tensor:
+    """softmax(scores) in float32, `[B, H, T, S]`: heads already repeated, `mask` already cut by `visible`. With sinks
+    a row sums to less than one."""
+    with torch.autocast(q_BHTD.device.type, enabled=False):
+        scores = (q_BHTD.float() @ k_BHSD.float().transpose(2, 3)) * spec.scale
+        if spec.softcap is not None:
+            scores = spec.softcap * torch.tanh(scores / spec.softcap)
+        if spec.alibi or spec.bias is not None:
+            scores = scores + score_bias(spec, query_at, key_at)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        if spec.sinks is not None:
+            sinks = spec.sinks.float()[:, None, None].expand(*scores.shape[:3], 1)
+            return torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
+        weights = scores.softmax(dim=-1)
+        return weights if mask is None else weights.masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
 class DocumentAttention:
-    """Causal attention that never crosses a document's border: for rows in which documents are packed.
+    """Attention that never crosses a document's border: for rows in which documents are packed.
 
-    `segments_BT` numbers the document of each token; tokens attend to earlier ones of the same number.
+    `segments_BT` numbers the document of each token; tokens attend to those of the same number (causal: to earlier
+    ones). Places are counted from the row's start, and only their differences matter, but for `sink_tokens`, which
+    are the first of each document.
     """
 
     def __init__(self, segments_BT: Tensor):
-        time = segments_BT.shape[1]
-        causal = torch.ones(time, time, dtype=torch.bool, device=segments_BT.device).tril()
+        self.segments_BT = segments_BT
         same = segments_BT[:, :, None] == segments_BT[:, None, :]
-        self.mask = (same & causal)[:, None]
+        self.same = same[:, None]
+        self.causal = (same & torch.ones_like(same[0]).tril())[:, None]
+        self._places_BT: Tensor | None = None
 
-    def __call__(self, spec: AttentionSpec, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
-        return masked_attention(spec, q_BTHD, k_BTKD, v_BTKD, self.mask)
+    def __call__(self, spec: AttentionSpec, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKE: Tensor) -> Tensor:
+        mask = self.causal if spec.causal else self.same
+        at = self.places() if spec.window is not None or not spec.plain else None
+        return masked_attention(spec, q_BTHD, k_BTKD, v_BTKE, mask, at, at)
+
+    def places(self) -> Tensor:
+        """Each token's place in its own document, `[B, T]`."""
+        if self._places_BT is None:
+            time = torch.arange(self.segments_BT.shape[1], device=self.segments_BT.device).expand_as(self.segments_BT)
+            new = torch.ones_like(self.segments_BT, dtype=torch.bool)
+            new[:, 1:] = self.segments_BT[:, 1:] != self.segments_BT[:, :-1]
+            self._places_BT = time - torch.where(new, time, 0).cummax(dim=1).values
+        return self._places_BT

@@ -1,31 +1,44 @@
 """The decoder: embedding, blocks of attention and feed-forward, final norm, head.
 
 It knows nothing of caches, parallelism or quantization: attention arrives through `Attend` (model/attention.py).
-Shape suffixes: B batch, T time, C hidden_size, H query heads, K key/value heads, D head width, V vocabulary.
+Shape suffixes: B batch, T time, C hidden_size, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attend, AttentionSpec, causal_attention
-from .config import ModelConfig
+from .attention import Attend, causal_attention
+from .config import LayerKind, ModelConfig, ModelShape
+from .embedding import add_positions, embed_tokens
+from .experts import MixtureOfExperts
+from .feed_forward import FeedForward
+from .init import InitScheme, init_weights
+from .norms import build_norm
+from .positions import Rotation, rotations
+from .self_attention import build_attention
 
 
 class Decoder(nn.Module):
-    """A Llama-shaped decoder. `model(input_ids)` gives logits `[batch, time, vocab]`."""
+    """A language model of any shape that `ModelConfig` describes. `model(input_ids)` gives logits
+    `[batch, time, vocab]`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.positions == "learned"
+        self.position_embedding = nn.Embedding(config.max_seq_len, config.hidden_size) if learned else None
+        self.embedding_norm = build_norm(config) if config.embedding_norm else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.norm = nn.Identity() if config.norm_position == "post" else build_norm(config)
+        self.head = (
+            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+        )
 
     def forward(
         self, input_ids_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal_attention
@@ -34,97 +47,100 @@ class Decoder(nn.Module):
         return self.logits(self.hidden_states(input_ids_BT, positions_BT, attend))
 
     def hidden_states(
-        self, input_ids_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal_attention
+        self,
+        input_ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        attend: Attend = causal_attention,
+        context_length: int | None = None,
     ) -> Tensor:
         """The normed output of the last block, `[B, T, C]`; the head is left to `logits`, so that a loss or a
-        sampler can apply it to fewer tokens."""
-        if positions_BT is None:
-            positions_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device).expand_as(input_ids_BT)
-        x_BTC = self.embedding(input_ids_BT)
-        rotation = rotary_angles(self.config, positions_BT, x_BTC.dtype)
+        sampler can apply it to fewer tokens.
+
+        `context_length` is for `rope_scaling` "dynamic": with a cache it must be the same in every call of a sequence,
+        or old keys stay turned by another base; it is the highest position + 1 unless given.
+        """
+        x_BTC, angles = self._enter(input_ids_BT, positions_BT, context_length)
         for block in self.blocks:
-            x_BTC = block(x_BTC, rotation, attend)
+            x_BTC = block(x_BTC, angles, attend)
         return self.norm(x_BTC)
+
+    def residual_stream(
+        self, input_ids_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal_attention
+    ) -> Iterator[Tensor]:
+        """What stands in the residual stream, `[B, T, C]`: after the embedding, then after each block."""
+        x_BTC, angles = self._enter(input_ids_BT, positions_BT, None)
+        yield x_BTC
+        for block in self.blocks:
+            x_BTC = block(x_BTC, angles, attend)
+            yield x_BTC
+
+    def _enter(
+        self, input_ids_BT: Tensor, positions_BT: Tensor | None, context_length: int | None
+    ) -> tuple[Tensor, dict[LayerKind, Rotation]]:
+        """What the first block takes: the embedded tokens and the rotary angles."""
+        if positions_BT is None:
+            time = input_ids_BT.shape[1]
+            positions_BT = torch.arange(time, device=input_ids_BT.device)[None]
+            context_length = context_length or time
+        x_BTC = self.embed(input_ids_BT, positions_BT)
+        return x_BTC, rotations(self.config, positions_BT, x_BTC.dtype, context_length)
+
+    def embed(self, input_ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Embedded tokens `[B, T, C]`, with learned or sinusoidal positions in them."""
+        x_BTC = embed_tokens(self.embedding, input_ids_BT, self.config.embedding_scale)
+        x_BTC = add_positions(self.config, x_BTC, positions_BT, self.position_embedding)
+        return x_BTC if self.embedding_norm is None else self.embedding_norm(x_BTC)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head applied to hidden states `[..., C]`: `[..., V]`."""
-        return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+        logits = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    @torch.no_grad()
-    def init_weights(self, seed: int) -> Decoder:
-        """Normal(0, 0.02) matrices, residual outputs scaled by 1/sqrt(2 * num_layers) (GPT-2, section 2.3).
-
-        Drawn on the CPU in the order of the parameters, so a seed gives the same weights on every device.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                parameter.fill_(1.0)
-                continue
-            std = 0.02
-            if name.endswith(("attention.output.weight", "feed_forward.down.weight")):
-                std /= math.sqrt(2 * self.config.num_layers)
-            drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
-            parameter.copy_(drawn)
+    def init_weights(self, seed: int, scheme: InitScheme = "gpt2") -> Decoder:
+        """Draw all weights, see model/init.py: a seed gives the same weights on every device."""
+        init_weights(self, scheme, seed)
         return self
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward."""
+    """Attention, then feed-forward, each added to the residual stream; or both at once (`parallel_block`)."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: ModelShape, layer: int):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.attention = Attention(config, layer)
-        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.kind: LayerKind = config.layer_kinds[layer]
+        self.position = config.norm_position
+        self.parallel = config.parallel_block
+        enters = config.norm_position != "output"
+        leaves = config.norm_position in ("sandwich", "output")
+        self.attention_norm = build_norm(config) if enters else None
+        self.attention = build_attention(config, layer)
+        self.attention_output_norm = build_norm(config) if leaves else None
+        self.feed_forward_norm = build_norm(config) if enters and self.parallel != "shared" else None
+        self.feed_forward = MixtureOfExperts(config, layer) if config.has_experts(layer) else FeedForward(config)
+        self.feed_forward_output_norm = build_norm(config) if leaves else None
 
-    def forward(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), rotation, attend)
-        return x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC))
+    def forward(self, x_BTC: Tensor, angles: dict[LayerKind, Rotation], attend: Attend) -> Tensor:
+        rotation = angles.get(self.kind)
+        if self.parallel != "none":
+            assert self.attention_norm is not None
+            normed = self.attention_norm(x_BTC)
+            other = normed if self.feed_forward_norm is None else self.feed_forward_norm(x_BTC)
+            return x_BTC + self.attention(normed, rotation, attend) + self.feed_forward(other)
+        entered = self._enter(x_BTC, self.attention_norm)
+        x_BTC = self._add(
+            x_BTC, self.attention(entered, rotation, attend), self.attention_norm, self.attention_output_norm
+        )
+        entered = self._enter(x_BTC, self.feed_forward_norm)
+        return self._add(x_BTC, self.feed_forward(entered), self.feed_forward_norm, self.feed_forward_output_norm)
 
+    def _enter(self, x_BTC: Tensor, norm: nn.Module | None) -> Tensor:
+        return x_BTC if norm is None or self.position == "post" else norm(x_BTC)
 
-class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023) with rotary positions; q, k and v come from one product."""
-
-    def __init__(self, config: ModelConfig, layer: int):
-        super().__init__()
-        self.spec = AttentionSpec(layer, config.num_heads, config.num_kv_heads, config.head_dim, config.head_dim**-0.5)
-        heads = config.num_heads + 2 * config.num_kv_heads
-        self.qkv = nn.Linear(config.hidden_size, heads * config.head_dim, bias=False)
-        self.output = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
-
-    def forward(self, x_BTC: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        spec = self.spec
-        heads = self.qkv(x_BTC).unflatten(-1, (-1, spec.head_dim))
-        q_BTHD, k_BTKD, v_BTKD = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=2)
-        out_BTHD = attend(spec, rotate(q_BTHD, rotation), rotate(k_BTKD, rotation), v_BTKD)
-        return self.output(out_BTHD.flatten(2))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x)); gate and up come from one product."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        gate, up = self.gate_up(x_BTC).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
-
-
-def rotary_angles(config: ModelConfig, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[B, T, 1, D]` of RoPE (Su et al. 2021), in the half-split layout of Hugging Face's Llama."""
-    exponent = torch.arange(0, config.head_dim, 2, device=positions_BT.device, dtype=torch.float32) / config.head_dim
-    angles = positions_BT[..., None].float() * config.rope_theta**-exponent
-    angles = torch.cat((angles, angles), dim=-1)[:, :, None, :]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x_BTHD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + D/2) of a head by its position's angle."""
-    cos, sin = rotation
-    first, second = x_BTHD.chunk(2, dim=-1)
-    return x_BTHD * cos + torch.cat((-second, first), dim=-1) * sin
+    def _add(self, x_BTC: Tensor, out_BTC: Tensor, norm: nn.Module | None, output_norm: nn.Module | None) -> Tensor:
+        if output_norm is not None:
+            out_BTC = output_norm(out_BTC)
+        x_BTC = x_BTC + out_BTC
+        return norm(x_BTC) if norm is not None and self.position == "post" else x_BTC

@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+from ..errors import GristmillError
 from ..tokenizer.fertility import Fertility, Group
 from ..tokenizer.tokenizer import Tokenizer
 from .documents import count_by, samples_by
 from .files import Run, as_dict, as_number, total
-from .play import run_fertility, run_tokenizer, vocabulary_entries
+from .play import needed_tokenizer, run_fertility, run_tokenizer, vocabulary_entries
 from .sections import Section, documents, figures, lines, missing, table
 
 PLAY_TEXT = "The quick brown fox can't count to 12345, but it can say naïve 東京 and <|im_end|>."
@@ -129,8 +130,11 @@ def play(run: Run) -> Section | None:
     if run.artifact("tokenizer") is None:
         return None
     note = "Special tokens are never read out of a text: their letters are tokens like any others."
-    tokenizer = run_tokenizer(run)
-    if tokenizer is not None and tokenizer.kind == "bpe":
+    try:
+        tokenizer = needed_tokenizer(run)
+    except GristmillError as error:
+        return {"id": "play", "kind": "play", "title": "Try it", "text": PLAY_TEXT, "note": str(error)}
+    if tokenizer.kind == "bpe":
         note = f"Choose a piece to see how its word was built. {note}"
     return {"id": "play", "kind": "play", "title": "Try it", "text": PLAY_TEXT, "note": note}
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..artifact import read_manifest
 from ..errors import GristmillError
 from ..tokenizer.explain import LONGEST_WORD, MergeTable, Word, pieces_of
 from ..tokenizer.fertility import Fertility, Group, corpus_samples, measure
@@ -23,9 +24,10 @@ def tokenize(run: Run | None, text: str) -> dict[str, Any]:
     A piece is one token, or as many as share a character: bytes that are no whole character cannot be shown alone.
     Where words are built by merges there are `words` too, and each piece has the place of its `word` among them.
     """
-    tokenizer = run_tokenizer(run)
-    if tokenizer is None:
-        return {"error": NO_TOKENIZER}
+    try:
+        tokenizer = needed_tokenizer(run)
+    except GristmillError as error:
+        return {"error": str(error)}
     found = pieces_of(tokenizer, tokenizer.encode(text))
     pieces: list[dict[str, Any]] = [{"text": piece.text, "ids": piece.ids} for piece in found]
     size = len(text.encode("utf-8", "replace"))
@@ -53,10 +55,12 @@ def _word_of_each(pieces: list[str], words: list[Word]) -> list[int]:
 def merges(run: Run | None, word: str) -> dict[str, Any]:
     """How the merges build a word, or an `error` that says why there are none: `steps` of the merge's number (from 1),
     the pair and the parts of the word after it; `begins` as its single symbols."""
-    tokenizer = run_tokenizer(run)
-    table = _merge_table(tokenizer) if tokenizer is not None else None
+    try:
+        table = _merge_table(needed_tokenizer(run))
+    except GristmillError as error:
+        return {"error": str(error)}
     if table is None:
-        return {"error": "This tokenizer builds its words otherwise than by merges." if tokenizer else NO_TOKENIZER}
+        return {"error": "This tokenizer builds its words otherwise than by merges."}
     found = table.word(word)
     if len(found.symbols) > LONGEST_WORD:
         return {"error": f"The word has more than {LONGEST_WORD} bytes."}
@@ -69,11 +73,11 @@ def merges(run: Run | None, word: str) -> dict[str, Any]:
 
 def vocabulary(run: Run | None, query: str, start: int) -> dict[str, Any]:
     """Entries of the vocabulary from the `start`-th match on, at most `ROWS` of them: those whose text holds the
-    query, or the one with that id. `next` is where to go on, or None."""
-    tokenizer = run_tokenizer(run)
-    if tokenizer is None:
-        return {"rows": [], "total": 0, "next": None, "error": NO_TOKENIZER}
-    entries = vocabulary_entries(tokenizer)
+    query, or the one with that id. `next` is where to go on, or None. Without a tokenizer an `error` says why."""
+    try:
+        entries = vocabulary_entries(needed_tokenizer(run))
+    except GristmillError as error:
+        return {"rows": [], "total": 0, "next": None, "error": str(error)}
     matches = [e for e in entries if query in e["text"] or (query.isdecimal() and int(query) == e["id"])]
     end = start + ROWS
     return {"rows": matches[start:end], "total": len(matches), "next": end if end < len(matches) else None}
@@ -90,15 +94,23 @@ def vocabulary_entries(tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 
 def run_tokenizer(run: Run | None) -> Tokenizer | None:
-    """The run's tokenizer, loaded once for each artifact; None where there is none or it cannot be read."""
-    directory = run.artifact("tokenizer") if run else None
-    manifest = run.manifest("tokenizer") if run else None
-    if directory is None or manifest is None:
-        return None
+    """The run's tokenizer; None where there is none or it cannot be read."""
     try:
-        return _load(directory, manifest.hash)
-    except (GristmillError, OSError):
+        return needed_tokenizer(run)
+    except GristmillError:
         return None
+
+
+def needed_tokenizer(run: Run | None) -> Tokenizer:
+    """The run's tokenizer, loaded once for each artifact. GristmillError says that there is none, or what is wrong with
+    the one that is there."""
+    directory = run.artifact("tokenizer") if run else None
+    if directory is None:
+        raise GristmillError(NO_TOKENIZER)
+    try:
+        return _load(directory, read_manifest(directory).hash)
+    except (GristmillError, OSError) as error:
+        raise GristmillError(f"The run's tokenizer cannot be used: {error}") from None
 
 
 @lru_cache(maxsize=2)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,7 +18,7 @@ from ..engine.engine import Engine
 from ..engine.llm import prompt_ids
 from ..engine.sampling import PromptTooLong, SamplingParams
 from ..errors import GristmillError
-from . import errors
+from . import errors, tools
 from .errors import ApiError, api_error
 from .metrics import CONTENT_TYPE, Metrics
 from .protocol import ChatRequest, CompletionRequest, GenerationRequest
@@ -64,11 +64,21 @@ class Service:
         if len(text) > limit:
             raise PromptTooLong(field, f"{field} has {len(text)} characters; more than {limit} never fit the context")
 
-    def submit(self, prompts: Sequence[tuple[Sequence[int], str]], params: Sequence[SamplingParams]) -> Generation:
-        """Queue every choice of every `(ids, field)`, the choices of a prompt in a row."""
+    def submit(
+        self,
+        prompts: Sequence[tuple[Sequence[int], str]],
+        params: Sequence[SamplingParams],
+        continues: bool = False,
+        shown: Mapping[int, str] | None = None,
+    ) -> Generation:
+        """Queue every choice of every `(ids, field)`, the choices of a prompt in a row; `continues` and `shown` are as
+        in `Request`."""
         make = self.engine.engine.make_request
+        requests = [make(ids, choice, field, continues) for ids, field in prompts for choice in params]
+        for request in requests:
+            request.shown = shown or {}
         try:
-            return self.engine.submit([make(ids, choice, field) for ids, field in prompts for choice in params])
+            return self.engine.submit(requests)
         except QueueFull:
             self.metrics.reject()
             raise
@@ -127,13 +137,19 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         service.check_open(body)
         room = service.engine.engine.config.max_model_len
         messages, params = body.conversation(), body.params(room)
-        service.check_length("".join(message["content"] for message in messages), "messages")
+        offered = tools.offered(body.tools, body.tool_choice, service.tokenizer)
+        service.check_length("".join(message["content"] or "" for message in messages), "messages")
+        service.check_length(json.dumps(offered), "tools")
         try:
-            ids = await asyncio.to_thread(service.tokenizer.chat_ids, messages, add_generation_prompt=True)
+            ids = await asyncio.to_thread(service.tokenizer.chat_ids, messages, True, offered)
         except GristmillError as error:
             raise ApiError(400, str(error), "messages") from error
-        generation = service.submit([(ids, "messages")], params)
-        reply = ChatReply(service.tokenizer, service.model_name, bool(body.stream and body.include_usage))
+        generation = service.submit(
+            [(ids, "messages")], params, shown=tools.marks(service.tokenizer) if offered else None
+        )
+        reply = ChatReply(
+            service.tokenizer, service.model_name, bool(body.stream and body.include_usage), bool(offered)
+        )
         return await service.answer(request, body, reply, generation, len(params))
 
     @app.post("/v1/completions")
@@ -146,7 +162,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
             if isinstance(prompt, str):
                 service.check_length(prompt, field)
         ids = await asyncio.to_thread(prompt_ids, service.tokenizer, prompts)
-        generation = service.submit(list(zip(ids, fields, strict=True)), params)
+        generation = service.submit(list(zip(ids, fields, strict=True)), params, continues=True)
         reply = CompletionReply(service.tokenizer, service.model_name, bool(body.stream and body.include_usage))
         return await service.answer(request, body, reply, generation, len(params))
 
@@ -198,9 +214,11 @@ async def _events(generation: Generation, reply: Reply, choices: int, include_us
             end = min(end, num_said(request))
         written[index] = end
         if output.text or (request.params.logprobs and end > start):
-            yield _event(reply.piece(index, request, output.text, start, end))
+            for chunk in reply.piece(index, request, output.text, start, end):
+                yield _event(chunk)
         if output.finish_reason is not None:
-            yield _event(reply.ending(index, output.finish_reason))
+            for chunk in reply.ending(index, output.finish_reason):
+                yield _event(chunk)
     if include_usage:
         yield _event(reply.usage_chunk(usage_of(generation.requests, choices)))
     yield "data: [DONE]\n\n"

@@ -1,7 +1,7 @@
 """Requests of OpenAI's API as this server takes them, and what they mean to the engine.
 
 Three kinds of fields. Those declared here are honoured. Those that change nothing about the reply (`user`, `metadata`)
-are taken and left alone. Those that would change it and that this server does not do (`tools`, `response_format`) are
+are taken and left alone. Those that would change it and that this server does not do (`response_format`) are
 refused by name unless they hold the value that asks for nothing, and so is a field that nobody knows: a client never
 gets a reply to something else than it asked for.
 """
@@ -49,8 +49,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -121,14 +119,22 @@ class TextPart(BaseModel):
 class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = Field(default=None, description="Functions that the assistant called.")
+    tool_call_id: str | None = Field(default=None, description="The call whose result a message of role tool is.")
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """The message as chat templates know it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        text = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text or ""}
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        if self.role == "tool":
+            given = {"name": self.name, "tool_call_id": self.tool_call_id}
+            message |= {field: value for field, value in given.items() if value is not None}
+        return message
 
 
 class ChatRequest(GenerationRequest):
@@ -139,8 +145,18 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = Field(default=None, description="Log probability of each token of the reply.")
     top_logprobs: int | None = Field(default=None, description="Also those of this many likeliest tokens.")
 
-    def conversation(self) -> list[dict[str, str]]:
+    tools: list[dict[str, Any]] | None = Field(default=None, description="JSON schemas of functions to call.")
+    tool_choice: str | dict[str, Any] | None = Field(default=None, description="auto (the default) or none.")
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages as chat templates know them; ApiError names one that is not what its role allows."""
         for index, message in enumerate(self.messages):
+            if message.content is None and not message.tool_calls:
+                param = f"messages[{index}].content"
+                raise ApiError(400, f"{param}: give a string or a list of text parts", param, "invalid_type")
+            if message.tool_calls and message.role != "assistant":
+                param = f"messages[{index}].tool_calls"
+                raise ApiError(400, f"{param}: only an assistant calls tools", param, "invalid_value")
             for field, value in (message.model_extra or {}).items():
                 if value not in (None, [], ""):
                     param = f"messages[{index}].{field}"

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ..engine.request import Request, TokenLogprob
 from ..tokenizer.tokenizer import Tokenizer
+from .tools import CallStream, message_of
 
 Json = dict[str, Any]
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -22,9 +23,9 @@ class Reply(Protocol):
         """Chunks that go out before any text."""
         ...
 
-    def piece(self, index: int, request: Request, text: str, start: int, end: int) -> Json: ...
+    def piece(self, index: int, request: Request, text: str, start: int, end: int) -> list[Json]: ...
 
-    def ending(self, index: int, reason: str) -> Json: ...
+    def ending(self, index: int, reason: str) -> list[Json]: ...
 
     def usage_chunk(self, usage: Json) -> Json: ...
 
@@ -32,35 +33,48 @@ class Reply(Protocol):
 
 
 class ChatReply:
-    """`chat.completion` and its chunks."""
+    """`chat.completion` and its chunks. Where `tools` were offered, their calls are taken out of the text."""
 
-    def __init__(self, tokenizer: Tokenizer, model: str, include_usage: bool):
+    def __init__(self, tokenizer: Tokenizer, model: str, include_usage: bool, tools: bool = False):
         self._tokenizer = tokenizer
+        self._tools = tools
+        self._streams: dict[int, CallStream] = {}  # by choice
         self._chunk = _base("chatcmpl", "chat.completion.chunk", model, include_usage)
         self._whole = {**self._chunk, "object": "chat.completion"}
 
     def opening(self, index: int) -> list[Json]:
         return [self._delta(index, {"role": "assistant", "content": ""})]
 
-    def piece(self, index: int, request: Request, text: str, start: int, end: int) -> Json:
-        return self._delta(index, {"content": text}, self._logprobs(request, start, end))
+    def piece(self, index: int, request: Request, text: str, start: int, end: int) -> list[Json]:
+        logprobs = self._logprobs(request, start, end)
+        if not self._tools:
+            return [self._delta(index, {"content": text}, logprobs)]
+        deltas = self._streams.setdefault(index, CallStream()).push(text)
+        if logprobs and not deltas:
+            deltas = [{}]
+        return [self._delta(index, delta, None if place else logprobs) for place, delta in enumerate(deltas)]
 
-    def ending(self, index: int, reason: str) -> Json:
-        return self._delta(index, {}, reason=reason)
+    def ending(self, index: int, reason: str) -> list[Json]:
+        if not self._tools:
+            return [self._delta(index, {}, reason=reason)]
+        stream = self._streams.setdefault(index, CallStream())
+        rest = [self._delta(index, delta) for delta in stream.finish()]
+        return [*rest, self._delta(index, {}, reason=stream.reason(reason))]
 
     def usage_chunk(self, usage: Json) -> Json:
         return {**self._chunk, "choices": [], "usage": usage}
 
     def whole(self, requests: Sequence[Request], usage: Json) -> Json:
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": "".join(request.text)},
-                "logprobs": self._logprobs(request, 0, num_said(request)),
-                "finish_reason": request.finish_reason,
-            }
-            for index, request in enumerate(requests)
-        ]
+        choices = []
+        for index, request in enumerate(requests):
+            text = "".join(request.text)
+            reason: str | None = request.finish_reason
+            message: Json = {"role": "assistant", "content": text}
+            if self._tools and reason is not None:
+                found, reason = message_of(text, reason)
+                message |= found
+            logprobs = self._logprobs(request, 0, num_said(request))
+            choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
         return {**self._whole, "choices": choices, "usage": usage}
 
     def _delta(self, index: int, delta: Json, logprobs: Json | None = None, reason: str | None = None) -> Json:
@@ -93,11 +107,12 @@ class CompletionReply:
     def opening(self, index: int) -> list[Json]:
         return []
 
-    def piece(self, index: int, request: Request, text: str, start: int, end: int) -> Json:
-        return {**self._chunk, "choices": [self._choice(index, text, self._logprobs(index, request, start, end), None)]}
+    def piece(self, index: int, request: Request, text: str, start: int, end: int) -> list[Json]:
+        choice = self._choice(index, text, self._logprobs(index, request, start, end), None)
+        return [{**self._chunk, "choices": [choice]}]
 
-    def ending(self, index: int, reason: str) -> Json:
-        return {**self._chunk, "choices": [self._choice(index, "", None, reason)]}
+    def ending(self, index: int, reason: str) -> list[Json]:
+        return [{**self._chunk, "choices": [self._choice(index, "", None, reason)]}]
 
     def usage_chunk(self, usage: Json) -> Json:
         return {**self._chunk, "choices": [], "usage": usage}

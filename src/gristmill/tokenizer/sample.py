@@ -112,6 +112,13 @@ def _cut(table: pa.Table, take: I64) -> pa.Table:
     return table.set_column(place, "text", pa.array(texts, table["text"].type))
 
 
+def split_column(texts: pa.Array, size: int) -> Iterator[pa.Array]:
+    """A column of strings in parts of about `size` bytes."""
+    step = max(1, len(texts) * size // max(texts.nbytes, 1))
+    for start in range(0, len(texts), step):
+        yield texts.slice(start, step)
+
+
 def share_out(budget: int, available: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
     """Split `budget` bytes over domains in proportion to `weights`, none above what is `available`.
 

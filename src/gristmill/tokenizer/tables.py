@@ -19,6 +19,7 @@ from ..errors import GristmillError
 from .encoder import byte_letters
 from .kinds import SPACE, State, steps
 
+MOST_UNUSED = 1 << 16  # more ids than tokens: tokenizers with free places for later leave hundreds or thousands
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # What WordPiece's decoder with `cleanup` makes of a token and the space before it, in this order.
 _CLEANUP = {
@@ -60,7 +61,8 @@ class ByteTable:
 
 
 def byte_table(backend: tokenizers.Tokenizer, added: Mapping[int, AddedToken]) -> ByteTable:
-    """The tables of a tokenizer; GristmillError names a step of its decoder that is not known.
+    """The tables of a tokenizer; GristmillError names a step of its decoder that is not known, or a token whose id
+    leaves more than `MOST_UNUSED` ids below it without a token.
 
     They give what the tokenizers library decodes, but where bytes are no UTF-8: the library then writes U+FFFD for
     every byte of the whole run of `<0xNN>` tokens, here only what is broken is replaced.
@@ -68,7 +70,14 @@ def byte_table(backend: tokenizers.Tokenizer, added: Mapping[int, AddedToken]) -
     vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
     if not vocabulary:
         raise GristmillError("it holds an empty vocabulary")
-    tokens = [""] * (max(vocabulary.values()) + 1)
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    largest = len(vocabulary) + MOST_UNUSED - 1
+    if vocabulary[last] > largest:
+        raise GristmillError(
+            f"its token {last!r} has the id {vocabulary[last]}, but it has only {len(vocabulary)} tokens, and tables "
+            f"are as long as the largest id; the largest may be {largest}: give the token a smaller id"
+        )
+    tokens = [""] * (vocabulary[last] + 1)
     for token, token_id in vocabulary.items():
         tokens[token_id] = added[token_id].content if token_id in added else token
     decoder = steps(backend.decoder)

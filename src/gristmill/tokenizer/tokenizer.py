@@ -285,21 +285,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def named_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """`bos_token`, `eos_token` and the like, which stand as strings or as objects with their `content`."""
-    named = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+    """`bos_token`, `eos_token` and the like, which stand as strings or as objects with their `content`. Vocabularies of
+    encoders (BERT) put `cls_token` before a text and `sep_token` behind it: these are their bos and eos."""
+
+    def read(name: str) -> str | None:
         value = config.get(name)
         content = value.get("content") if isinstance(value, dict) else value
-        if isinstance(content, str):
-            named[name] = content
-    return named
+        return content if isinstance(content, str) else None
+
+    named = {
+        "bos_token": read("bos_token") or read("cls_token"),
+        "eos_token": read("eos_token") or read("sep_token"),
+        "pad_token": read("pad_token"),
+        "unk_token": read("unk_token"),
+    }
+    return {name: content for name, content in named.items() if content}
 
 
 def read_template(directory: Path, config: dict[str, Any]) -> str | None:
     """The template in its own file or, where that is missing, the (default) one in tokenizer_config.json."""
     path = directory / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise GristmillError(f"{path} is not UTF-8: {error}") from None
     value = config.get("chat_template")
     if isinstance(value, list):
         value = next((entry.get("template") for entry in value if entry.get("name") == "default"), None)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from gristmill import hardware
-
 from ..artifact import Figures, StageRun
 from ..data.corpus import domains, mixture_weights
 from ..data.engines import open_mapper
@@ -61,9 +59,9 @@ def _train(config: TokenizerConfig, sample: Sample, specials: Sequence[str], run
         return train(config, sample, specials, run.scratch, progress=run.log.progress)
     from .training.words import most_tasks
 
-    workers = min(run.workers or hardware.available_cores(), most_tasks(sample))
-    with open_mapper(run.engine, workers, preload="gristmill.tokenizer.training.words:load_kernel") as mapper:
-        return train(config, sample, specials, run.scratch, mapper, workers, run.log.progress)
+    preload = "gristmill.tokenizer.training.words:load_kernel"
+    with open_mapper(run.engine, run.workers, most_tasks(sample), preload) as mapper:
+        return train(config, sample, specials, run.scratch, mapper, run.log.progress)
 
 
 def _write(config: TokenizerConfig, trained: Trained, directory: Path) -> None:

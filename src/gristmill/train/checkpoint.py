@@ -36,9 +36,8 @@ def save_checkpoint(
     writing = directory / f".{target.name}.writing"
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir()
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}, writing / FILES[0]
-    )
+    # state_dict: the bias that balances experts is no parameter, and a run does not go on exactly without it.
+    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, writing / FILES[0])
     save_file(_optimizer_tensors(model, optimizer), writing / FILES[1])
     for name in FILES:
         with open(writing / name, "rb") as file:
@@ -63,8 +62,8 @@ def load_latest(
         return 0, []
     weights = load_file(path / FILES[0])
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(weights[name])
     saved = load_file(path / FILES[1])
     for name, parameter in model.named_parameters():
         prefix = f"{name}/"

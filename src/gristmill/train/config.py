@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..errors import GristmillError
 from ..model.config import ModelShape
+from ..model.presets import preset
 
 Packing = Literal["stream", "best_fit"]
+InitScheme = Literal["gpt2", "depth_scaled", "mup"]
 
 
 class TrainingConfig(BaseModel):
@@ -37,12 +40,52 @@ class TrainingConfig(BaseModel):
     log_every: int = Field(default=5, gt=0, description="Steps between logged metrics.")
 
 
+class RecipeModel(ModelShape):
+    """A shape spelled out, or a preset's with some fields changed. Written out it is always spelled out."""
+
+    preset: str | None = Field(
+        default=None, exclude=True, description="A shape by name (`gristmill plan model NAME`); other keys change it."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("preset") is None:
+            return given
+        if not isinstance(given["preset"], str):
+            raise ValueError(f"preset: expected the name of a shape, not {given['preset']!r}")
+        try:
+            shape = preset(given["preset"])
+        except GristmillError as error:
+            raise ValueError(f"preset: {error}") from None
+        return merged(shape.model_dump(exclude={"vocab_size"}), given)
+
+
+def merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`fields` with `changes` in them, key by key also inside objects such as `experts`."""
+    together = dict(fields)
+    for key, value in changes.items():
+        inner = together.get(key)
+        together[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return together
+
+
 class PretrainConfig(BaseModel):
     """Stage `base`: causal pre-training from random weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: ModelShape = Field(description="Shape of the model; the vocabulary's size comes from the tokenizer.")
+    model: RecipeModel = Field(
+        description="Shape of the model, or a preset and what to change; the vocabulary comes from the tokenizer."
+    )
+    init: InitScheme = Field(
+        default="gpt2",
+        description="Random weights: gpt2, depth_scaled (later layers add less) or mup (the best learning rate holds "
+        "over widths).",
+    )
+    mup_base_width: int | None = Field(
+        default=None, gt=0, description="mup: hidden_size of the model that the learning rate was tuned on."
+    )
     sequence_length: int = Field(default=256, gt=1, description="Tokens predicted per sequence.")
     document_mask: bool = Field(
         default=False, description="Keep attention inside documents where several share a sequence."
@@ -64,4 +107,8 @@ class PretrainConfig(BaseModel):
             raise ValueError(
                 f"sequence_length ({self.sequence_length}) exceeds model.max_seq_len ({self.model.max_seq_len})"
             )
+        if not self.model.causal:
+            raise ValueError("model.causal must be true: pre-training predicts the next token")
+        if (self.init == "mup") != (self.mup_base_width is not None):
+            raise ValueError("init: mup and mup_base_width belong together; give both or neither")
         return self

@@ -17,9 +17,11 @@ from ..artifact import StageRun, rounded
 from ..errors import GristmillError
 from ..model.attention import DocumentAttention, causal_attention
 from ..model.decoder import Decoder
+from ..model.experts import expert_load, mark_padding, router_losses, update_selection_bias
 from .checkpoint import load_latest, save_checkpoint
 from .config import TrainingConfig
 from .data import TokenBatch
+from .groups import parameter_groups
 from .losses import weighted_cross_entropy
 from .schedule import cosine_with_warmup
 
@@ -56,16 +58,18 @@ def train(
     run: StageRun,
     evaluate: Callable[[Decoder, int], dict[str, float]] | None = None,
     evaluate_every: int = 0,
+    mup_base_width: int | None = None,
 ) -> TrainResult:
     """Train `model` in place for `config.steps` steps, from the newest checkpoint in `run.scratch` if there is one.
 
     `batch_at(step)` must depend on the step alone: that is what makes a resumed run equal to an undisturbed one.
     `split` cuts a step's batch into the micro-batches whose gradients are summed.
     `evaluate` is called every `evaluate_every` steps and at the end; its figures join the history.
+    `mup_base_width`: parameters learn at muP's rates (`parameter_groups`).
     """
     device = resolve_device(config.device)
     model.to(device).train()
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, mup_base_width)
     checkpoints = run.scratch / "checkpoints"
     first, history = load_latest(checkpoints, model, optimizer)
     if first:
@@ -81,13 +85,16 @@ def train(
             min_ratio=config.min_lr_ratio,
         )
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_scale"]
         entry = _step(model, split(batch_at(step)), loss_function, optimizer, config, precision, device)
         done = step + 1
         last = done == config.steps
         evaluated = evaluate is not None and evaluate_every > 0 and (done % evaluate_every == 0 or last)
-        if done % config.log_every == 0 or last or done == 1 or evaluated:
-            entry = {"step": done, **entry, "learning_rate": learning_rate}
+        logged = done % config.log_every == 0 or last or done == 1 or evaluated
+        load = expert_load_metrics(model) if logged else {}
+        update_selection_bias(model)
+        if logged:
+            entry = {"step": done, **entry, **load, "learning_rate": learning_rate}
             if evaluated and evaluate is not None:
                 model.eval()
                 entry |= evaluate(model, done)
@@ -98,6 +105,7 @@ def train(
         if done % config.checkpoint_every == 0 and not last:
             save_checkpoint(checkpoints, model, optimizer, done, history, config.keep_checkpoints)
     model.eval()
+    mark_padding(model, None)
     return TrainResult(history, time.monotonic() - started, config.steps - first)
 
 
@@ -110,15 +118,22 @@ def _step(
     precision: str,
     device: torch.device,
 ) -> dict[str, float]:
-    """One optimizer step; its loss, gradient norm and the loss function's further figures."""
+    """One optimizer step; its loss, gradient norm and the loss function's further figures.
+
+    A mixture of experts adds its router's losses to what is minimised, each micro-batch's by its weight; they are
+    reported apart, so that `loss` stays what the loss function says.
+    """
     total, weight = 0.0, 0.0
     sums: dict[str, float] = {}
     for batch in micro_batches:
         with autocast(precision, device):
             loss = loss_function(model, batch)
-        loss.total.backward()
+        router = router_losses(model)
+        (loss.total if router is None else loss.total + loss.weight * router).backward()
         total += float(loss.total.detach())
         weight += loss.weight
+        if router is not None:
+            sums["router_loss"] = sums.get("router_loss", 0.0) + loss.weight * float(router.detach())
         for key, value in loss.sums.items():
             sums[key] = sums.get(key, 0.0) + value
     if weight == 0:
@@ -139,19 +154,49 @@ def next_token_loss(model: Decoder, batch: TokenBatch) -> LossSum:
     device = model.embedding.weight.device
     inputs, targets, weights = (t.to(device) for t in (batch.inputs_BT, batch.targets_BT, batch.weights_BT))
     attend = causal_attention if batch.segments_BT is None else DocumentAttention(batch.segments_BT.to(device))
+    mark_padding(model, behind_last_target(batch.weights_BT, device))
     hidden = model.hidden_states(inputs, attend=attend)
     if torch.is_autocast_enabled(device.type):
         hidden = hidden.to(torch.get_autocast_dtype(device.type))
     head = model.embedding.weight if model.head is None else model.head.weight
-    total = weighted_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), weights.flatten())
+    bias = None if model.head is None else model.head.bias
+    total = weighted_cross_entropy(
+        hidden.flatten(0, 1),
+        head,
+        targets.flatten(),
+        weights.flatten(),
+        bias,
+        model.config.logit_scale,
+        model.config.logit_softcap,
+    )
     return LossSum(total, float(weights.sum()))
 
 
-def make_optimizer(model: Decoder, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); vectors such as norms are not decayed."""
-    decayed = [p for p in model.parameters() if p.dim() >= 2]
-    plain = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+def behind_last_target(weights_BT: Tensor, device: torch.device) -> Tensor | None:
+    """True for the tokens of a row behind its last target of any weight, which no loss depends on: the padding on its
+    right. None where there are none."""
+    counted_BT = weights_BT != 0
+    if bool(counted_BT[:, -1].all()):
+        return None
+    return (counted_BT.flip(1).cumsum(dim=1).flip(1) == 0).to(device)
+
+
+def expert_load_metrics(model: Decoder) -> dict[str, float]:
+    """The step's load of the experts: the highest max/mean of any layer, how many experts of all layers get less than a
+    tenth of the mean, and the highest share of dropped assignments of any layer; nothing without experts."""
+    loads = expert_load(model)
+    if not loads:
+        return {}
+    return {
+        "expert_load_max_over_mean": max(load["max_over_mean"] for load in loads),
+        "collapsed_experts": sum(len(load["collapsed"]) for load in loads),
+        "dropped_assignments": max(load["dropped"] for load in loads),
+    }
+
+
+def make_optimizer(model: Decoder, config: TrainingConfig, mup_base_width: int | None = None) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over `parameter_groups`; each group's `lr_scale` is for the loop to apply."""
+    groups = parameter_groups(model, config.weight_decay, mup_base_width)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 

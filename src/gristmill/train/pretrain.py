@@ -13,6 +13,7 @@ from ..artifact import Figures, StageRun, write_json
 from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
+from ..model.init import mup_shape
 from ..tokenizer.store import TokenStore
 from ..tokenizer.tokenizer import Tokenizer, check_same
 from ..weights.hf import save_model
@@ -26,7 +27,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
     tokenizer = Tokenizer.load(run.inputs["tokenizer"])
     store = TokenStore.open(run.inputs["tokens"])
     check_same(tokenizer, store.tokenizer_hash, str(run.inputs["tokens"]))
-    model = Decoder(ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.model_dump())).init_weights(run.seed)
+    model = new_model(config, tokenizer.vocab_size, run.seed)
     training = config.training
     batches = PretrainBatches(
         store,
@@ -56,6 +57,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
         run,
         evaluate=validate,
         evaluate_every=config.validate_every,
+        mup_base_width=config.mup_base_width,
     )
     save_model(model, run.out, run.inputs["tokenizer"])
     write_json(run.out / "training.json", result.history)
@@ -75,6 +77,14 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
         "precision": precision,
         "device": device.type,
     }
+
+
+def new_model(config: PretrainConfig, vocab_size: int, seed: int) -> Decoder:
+    """The recipe's model with random weights."""
+    shape = ModelConfig(vocab_size=vocab_size, **config.model.model_dump())
+    if config.mup_base_width is not None:
+        shape = mup_shape(shape, config.mup_base_width)
+    return Decoder(shape).init_weights(seed, config.init)
 
 
 def _validation_batch(store: TokenStore, domain: str, config: PretrainConfig, bos_id: int, masked: bool) -> TokenBatch:

@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import GristmillError
-from ..model.config import ModelConfig
 from ..model.decoder import Decoder
 from . import layout
-from .hf import cast, write_directory
+from .families import Family, Layout, Shape, home_of
+from .hf import stored_tensors, write_directory
+from .safetensors_writer import StoredTensor
 from .tensor_files import TensorFiles
 
 _WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
@@ -72,28 +73,44 @@ def save_int8(
 ) -> None:
     """Write a model directory with `quantized` in place of the blocks' matrices (`layout.block_matrices` names them);
     everything else of the model is stored as `dtype`, which must be the type of the scales too."""
-    assert set(quantized) == set(layout.block_matrices(model.config))
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in layout.split_tensors(model):
-        module = name.removesuffix(".weight")
+    matrices = layout.block_matrices(model.config)
+    assert set(quantized) == set(matrices)
+    family = home_of(model.config)
+    tensors: list[StoredTensor] = []
+    for tensor in stored_tensors(model, family, dtype):
+        module = tensor.name.removesuffix(".weight")
         if module not in quantized:
-            tensors[name] = cast(tensor, dtype, name)
+            tensors.append(tensor)
             continue
-        rows = quantized[module]
-        assert rows.values.shape == tensor.shape
-        assert rows.scale.dtype == dtype
-        tensors[f"{module}.weight_packed"] = pack(rows.values.cpu())
-        tensors[f"{module}.weight_scale"] = rows.scale.cpu().contiguous()
-        tensors[f"{module}.weight_shape"] = torch.tensor(tensor.shape, dtype=torch.int64)
-    write_directory(tensors, model.config, directory, tokenizer_dir, dtype, quantization_config=SETTINGS)
+        assert quantized[module].values.shape == tensor.shape
+        assert quantized[module].scale.dtype == dtype
+        tensors += _packed_tensors(module, quantized[module])
+    write_directory(
+        tensors, model.config, family, directory, tokenizer_dir, dtype, quantization_config=_settings(family)
+    )
 
 
-def check_settings(settings: Mapping[str, Any], path: Path) -> None:
+def _packed_tensors(module: str, rows: QuantizedRows) -> list[StoredTensor]:
+    height, width = rows.values.shape
+    return [
+        StoredTensor(f"{module}.weight_packed", (height, -(-width // 4)), torch.int32, lambda: pack(rows.values.cpu())),
+        StoredTensor(f"{module}.weight_scale", (height, 1), rows.scale.dtype, lambda: rows.scale.cpu().contiguous()),
+        StoredTensor(f"{module}.weight_shape", (2,), torch.int64, lambda: torch.tensor(rows.values.shape)),
+    ]
+
+
+def _settings(family: Family) -> dict[str, Any]:
+    """`SETTINGS`, with the family's own name for the head beside the one that transformers gives it."""
+    return SETTINGS | {"ignore": list(dict.fromkeys(("lm_head", family.head.removesuffix(".weight"))))}
+
+
+def check_settings(settings: Mapping[str, Any], family: Family, path: Path) -> None:
     """GristmillError names the first field of `quantization_config` that is not the one layout read here."""
     where = f"{path}: quantization_config"
+    expected = _settings(family)
     for key in ("quant_method", "quantization_status", "format", "ignore"):
-        if settings.get(key) != SETTINGS[key]:
-            raise GristmillError(f"{where}.{key} = {settings.get(key)!r} is not supported, only {SETTINGS[key]!r}")
+        if settings.get(key) != expected[key]:
+            raise GristmillError(f"{where}.{key} = {settings.get(key)!r} is not supported, only {expected[key]!r}")
     groups = settings.get("config_groups") or {}
     if len(groups) != 1:
         raise GristmillError(
@@ -112,12 +129,12 @@ def check_settings(settings: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def packed_shapes(config: ModelConfig) -> dict[str, layout.Shape]:
+def packed_shapes(table: Layout) -> dict[str, Shape]:
     """Every tensor of an INT8 model file and its shape."""
-    matrices = layout.block_matrices(config)
+    matrices = layout.linear_shapes(table)
     shapes = {
         name: shape
-        for name, shape in layout.stored_shapes(config).items()
+        for name, shape in layout.stored_shapes(table).items()
         if name.removesuffix(".weight") not in matrices
     }
     for module, (rows, columns) in matrices.items():
@@ -130,9 +147,9 @@ def packed_shapes(config: ModelConfig) -> dict[str, layout.Shape]:
 class Dequantizer:
     """Reads the tensors of an INT8 directory under the names they have in an unquantized one."""
 
-    def __init__(self, files: TensorFiles, config: ModelConfig):
+    def __init__(self, files: TensorFiles, table: Layout):
         self.files = files
-        self.matrices = layout.block_matrices(config)
+        self.matrices = layout.linear_shapes(table)
 
     def read(self, name: str) -> Tensor:
         module = name.removesuffix(".weight")

@@ -1,64 +1,75 @@
-"""Writing a model as a Hugging Face `LlamaForCausalLM` directory: config, weights, tokenizer."""
+"""Writing a model as a Hugging Face directory: config, weights, tokenizer."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
-from .hf_config import CONFIG, write_config
-from .layout import split_tensors
+from .families import Family, Part, home_of
+from .hf_config import write_config
+from .layout import split_rows
+from .safetensors_writer import MAX_SHARD_BYTES, StoredTensor, write_weights
+from .safetensors_writer import WEIGHTS as WEIGHTS
 from .tokenizer_files import copy_tokenizer, special_token_ids
 
-WEIGHTS = "model.safetensors"
 
-
-def save_model(model: Decoder, directory: Path, tokenizer_dir: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_model(
+    model: Decoder,
+    directory: Path,
+    tokenizer_dir: Path,
+    dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
     """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer's files into `directory`.
 
-    The same weights give the same bytes. A tied head is left out of the file, as transformers does.
-    GristmillError names a tensor that holds NaN or infinity, in the model or after rounding to `dtype`.
+    The model is saved as the first family of transformers that can hold it (`families.family_of`), else in gristmill's
+    own format. The same weights give the same bytes. A tied head is left out, as transformers does; above
+    `max_shard_bytes` the weights are cut into shards. GristmillError names a tensor that holds NaN or infinity, in the
+    model or after rounding to `dtype`.
     """
-    tensors = {name: cast(tensor, dtype, name) for name, tensor in split_tensors(model)}
-    write_directory(tensors, model.config, directory, tokenizer_dir, dtype)
+    family = home_of(model.config)
+    tensors = list(stored_tensors(model, family, dtype))
+    write_directory(tensors, model.config, family, directory, tokenizer_dir, dtype, max_shard_bytes)
+
+
+def stored_tensors(model: Decoder, family: Family, dtype: torch.dtype) -> Iterator[StoredTensor]:
+    """Every tensor of `model` as `family` stores it, its values made when they are asked for. Parameters become
+    `dtype`; buffers keep the type they are computed in."""
+    state, buffers = model.state_dict(), dict(model.named_buffers())
+    for ours, parts in family.layout(model.config).items():
+        kind = buffers[ours].dtype if ours in buffers else dtype
+        for part, rows in split_rows(state[ours].detach(), parts):
+            yield StoredTensor(part.name, part.shape, kind, partial(_stored, part, rows, kind))
+
+
+def _stored(part: Part, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    return cast(part.save(rows), dtype, part.name)
 
 
 def write_directory(
-    tensors: Mapping[str, Tensor],
+    tensors: Sequence[StoredTensor],
     config: ModelConfig,
+    family: Family,
     directory: Path,
     tokenizer_dir: Path,
     dtype: torch.dtype,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     **extra_settings: Any,
 ) -> None:
-    """Write a model directory whose weight file holds `tensors` as they are; the extra settings join config.json."""
+    """Write a model directory whose weight files hold `tensors` as they are; the extra settings join config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(tokenizer_dir, directory)
-    write_config(directory, config, dtype, special_token_ids(directory, config.vocab_size), **extra_settings)
-    _write_tensors(tensors, directory / WEIGHTS)
-    # safetensors makes the file readable for its owner alone; a model is served by other users too.
-    os.chmod(directory / WEIGHTS, stat.S_IMODE((directory / CONFIG).stat().st_mode))
-
-
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write the file in a directory beside it and move it into place: safetensors leaves a file of a random name when
-    it is killed, which a resumed stage could not tell from its own."""
-    workplace = path.with_name(f".{path.name}.writing")
-    shutil.rmtree(workplace, ignore_errors=True)
-    workplace.mkdir()
-    save_file(dict(tensors), workplace / path.name, metadata={"format": "pt"})
-    os.replace(workplace / path.name, path)
-    workplace.rmdir()
+    token_ids = special_token_ids(directory, config.vocab_size)
+    write_weights(tensors, directory, max_shard_bytes)
+    write_config(directory, config, family, dtype, token_ids, **extra_settings)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -61,9 +61,7 @@ def import_files(path: Path, config: ImportConfig, run: StageRun) -> Figures:
     with torch.no_grad():
         logits = model(torch.arange(min(8, model.config.vocab_size))[None])
     if not torch.isfinite(logits).all():
-        raise GristmillError(
-            f"{path}: the model's logits are NaN or infinite; the file is damaged or not a plain Llama"
-        )
+        raise GristmillError(f"{path}: the model's logits are NaN or infinite; the weights are damaged")
     return figures
 
 

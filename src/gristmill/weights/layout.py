@@ -1,78 +1,87 @@
-"""Hugging Face's names for our tensors.
+"""From our tensors to the stored ones and back, by a family's `Layout`.
 
-The decoder keeps q, k and v in one matrix and gate and up in another, because two large products are faster than five.
-On disk they stand apart, as every other tool expects. Both directions read the one table in `layout`.
+The decoder keeps q, k and v in one matrix and gate and up in another, because two large products are faster than five;
+on disk they stand apart, as every other tool expects. Reading, writing and quantizing go through the one table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
-
-Shape = tuple[int, ...]
-
-
-def layout(config: ModelConfig) -> dict[str, dict[str, Shape]]:
-    """Our parameter's name -> the tensors it is stored as, `{name in the file: shape}`, stacked in this order."""
-    hidden, wide, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    table: dict[str, dict[str, Shape]] = {"embedding.weight": {"model.embed_tokens.weight": (vocab, hidden)}}
-    for layer in range(config.num_layers):
-        ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
-        attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
-        table[f"{ours}.attention_norm.weight"] = {f"{theirs}.input_layernorm.weight": (hidden,)}
-        table[f"{ours}.attention.qkv.weight"] = {
-            f"{attention}.q_proj.weight": (q, hidden),
-            f"{attention}.k_proj.weight": (kv, hidden),
-            f"{attention}.v_proj.weight": (kv, hidden),
-        }
-        table[f"{ours}.attention.output.weight"] = {f"{attention}.o_proj.weight": (hidden, q)}
-        table[f"{ours}.feed_forward_norm.weight"] = {f"{theirs}.post_attention_layernorm.weight": (hidden,)}
-        table[f"{ours}.feed_forward.gate_up.weight"] = {
-            f"{mlp}.gate_proj.weight": (wide, hidden),
-            f"{mlp}.up_proj.weight": (wide, hidden),
-        }
-        table[f"{ours}.feed_forward.down.weight"] = {f"{mlp}.down_proj.weight": (hidden, wide)}
-    table["norm.weight"] = {"model.norm.weight": (hidden,)}
-    if not config.tie_embeddings:
-        table["head.weight"] = {"lm_head.weight": (vocab, hidden)}
-    return table
+from .families import Layout, Part, home_of
+from .families import Shape as Shape
 
 
-def stored_shapes(config: ModelConfig) -> dict[str, Shape]:
+def layout(config: ModelConfig) -> Layout:
+    """Our parameter's name -> the tensors it is saved as by `save_model`."""
+    return home_of(config).layout(config)
+
+
+def stored_shapes(table: Layout) -> dict[str, Shape]:
     """Every tensor of a model file and its shape."""
-    return {name: shape for parts in layout(config).values() for name, shape in parts.items()}
+    return {part.name: part.shape for parts in table.values() for part in parts}
 
 
 def block_matrices(config: ModelConfig) -> dict[str, Shape]:
-    """The matrices inside the blocks, which are what is quantized: module name (without `.weight`) -> `(out, in)`."""
-    shapes = stored_shapes(config)
-    return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith("_proj.weight")}
+    """The matrices inside the blocks, which are what is quantized: module name (without `.weight`) -> `(out, in)`.
+
+    GristmillError for a family whose readers hold no linear layers (GPT-2).
+    """
+    matrices = linear_shapes(layout(config))
+    if not matrices:
+        family = home_of(config).model_type
+        raise GristmillError(f"a model saved as {family!r} has no linear layers that could be quantized")
+    return matrices
 
 
-def split_tensors(model: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """The model's tensors under their names in a file, as views of its parameters, in the order of the layers."""
-    parameters = dict(model.named_parameters())
-    for ours, parts in layout(model.config).items():
-        rows = [shape[0] for shape in parts.values()]
-        yield from zip(parts, parameters[ours].detach().split(rows), strict=True)
+def linear_shapes(table: Layout) -> dict[str, Shape]:
+    """`block_matrices` of a table."""
+    return {part.name.removesuffix(".weight"): part.shape for parts in table.values() for part in parts if part.linear}
+
+
+def split_rows(parameter: Tensor, parts: Sequence[Part]) -> Iterator[tuple[Part, Tensor]]:
+    """The rows of a parameter that each part is stored from, as views; `part.save` makes the stored tensor of them."""
+    shapes = [part.loaded_shape() for part in parts]
+    rows = parameter.reshape(-1, *shapes[0][1:]).split([shape[0] for shape in shapes])
+    yield from zip(parts, rows, strict=True)
+
+
+def split_tensors(model: Decoder, table: Layout | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The model's tensors under their names in a file, one after the other in the order of the layers; without a
+    table, as `save_model` writes them. Views of the parameters where nothing is transformed."""
+    state = model.state_dict()
+    for ours, parts in (layout(model.config) if table is None else table).items():
+        for part, rows in split_rows(state[ours].detach(), parts):
+            yield part.name, part.save(rows)
 
 
 def build_decoder(
-    config: ModelConfig, read: Callable[[str], Tensor], dtype: torch.dtype, device: torch.device | str = "cpu"
+    config: ModelConfig,
+    table: Layout,
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
 ) -> Decoder:
-    """A decoder whose tensors come from `read(name in the file)`, one parameter at a time, as memory of its own."""
+    """A decoder whose tensors come from `read(name in the file)`, one parameter at a time, as memory of its own.
+
+    Parameters become `dtype`; buffers (the bias on the choice of experts) keep the type they are computed in.
+    """
     with torch.device("meta"):
         model = Decoder(config)
+    buffers = {name: buffer.dtype for name, buffer in model.named_buffers()}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert set(shapes) == set(table), set(shapes) ^ set(table)
     state = {}
-    for ours, parts in layout(config).items():
-        pieces = [read(name).to(device, dtype) for name in parts]
+    for ours, parts in table.items():
+        pieces = [part.load(read(part.name).to(device, buffers.get(ours, dtype))) for part in parts]
         # A single piece may be a view into a mapped file, which must not change under the model.
-        state[ours] = torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone()
+        whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(memory_format=torch.contiguous_format)
+        state[ours] = whole.view(shapes[ours])
     model.load_state_dict(state, assign=True)
     return model

@@ -1,7 +1,8 @@
-"""Reading a model directory into a `Decoder`: a Hugging Face Llama, plain or with INT8 weights (compressed.py)."""
+"""Reading a model directory into a `Decoder`: any family in `families`, plain or with INT8 weights (compressed.py)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,46 +12,69 @@ from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
 from . import compressed
-from .hf_config import CONFIG, decoder_config, read_settings
+from .families import Family, Layout, Shape, read_config
+from .hf_config import CONFIG, read_settings
 from .layout import build_decoder, stored_shapes
 from .locate import locate_model
 from .tensor_files import TensorFiles
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_model(path: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
     """The decoder in a model directory (or in a run directory, see `locate_model`), its weights as `dtype`.
 
     INT8 weights are multiplied out while they are read: the file is small, the model in memory is not.
-    Every tensor must be there, with its shape, and no other; GristmillError names the first that is not so.
+    Every tensor must be there, with its shape and finite values, and no other; GristmillError names the first that is
+    not so.
     """
     directory = locate_model(path)
     settings = read_settings(directory)
-    config = decoder_config(settings, directory / CONFIG)
+    family, config = read_config(settings, directory / CONFIG)
     files = TensorFiles(directory)
-    if config.num_layers > len(files.names()):  # before a table of that length is made
-        raise GristmillError(
-            f"{directory / CONFIG}: num_hidden_layers = {config.num_layers}, but the weights hold "
-            f"{len(files.names())} tensors"
-        )
+    _check_numbers(family, config, files)
+    table = _as_named(family, family.layout(config), files)
     quantization = settings.get("quantization_config")
     if quantization is not None:
-        compressed.check_settings(quantization, directory / CONFIG)
-        files.check(compressed.packed_shapes(config))
-        return build_decoder(config, compressed.Dequantizer(files, config).read, dtype, device)
-    files.check(stored_shapes(config) | _harmless(files, config))
-    return build_decoder(config, lambda name: _read_float(files, name), dtype, device)
+        if not isinstance(quantization, dict):
+            raise GristmillError(f"{directory / CONFIG}: quantization_config must be an object")
+        compressed.check_settings(quantization, family, directory / CONFIG)
+        files.check(compressed.packed_shapes(table))
+        return build_decoder(config, table, compressed.Dequantizer(files, table).read, dtype, device)
+    files.check(stored_shapes(table) | _harmless(family, config, table, files))
+    return build_decoder(config, table, lambda name: _read_float(files, name), dtype, device)
 
 
-def _harmless(files: TensorFiles, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Tensors that some writers add and that say nothing new: a tied head stored beside its embedding, and the
-    rotary frequencies that transformers used to keep as a buffer."""
-    extra = {name: files.shape(name) for name in files.names() if name.endswith(".self_attn.rotary_emb.inv_freq")}
-    if config.tie_embeddings and HEAD in files.names():
-        if not torch.equal(files.read(HEAD), files.read(EMBEDDING)):
-            raise GristmillError(f"{files.directory}: {HEAD} differs from {EMBEDDING}, but tie_word_embeddings is true")
-        extra[HEAD] = files.shape(HEAD)
+def _check_numbers(family: Family, config: ModelConfig, files: TensorFiles) -> None:
+    """Refuse more layers or experts than there are tensors, before a table of that length is made."""
+    experts = 0 if config.experts is None else config.experts.num_experts
+    for field, number in {"num_layers": config.num_layers, "experts.num_experts": experts}.items():
+        if number > len(files.names()):
+            raise GristmillError(
+                f"{files.directory / CONFIG}: {family.keys.get(field, field)} = {number}, but the weights hold "
+                f"{len(files.names())} tensors"
+            )
+
+
+def _as_named(family: Family, table: Layout, files: TensorFiles) -> Layout:
+    """The table with the names that the files use: checkpoints of the bare model lack the family's prefix."""
+    if not family.prefix or any(name.startswith(family.prefix) for name in files.names()):
+        return table
+    return {
+        ours: tuple(replace(part, name=part.name.removeprefix(family.prefix)) for part in parts)
+        for ours, parts in table.items()
+    }
+
+
+def _harmless(family: Family, config: ModelConfig, table: Layout, files: TensorFiles) -> dict[str, Shape]:
+    """Tensors that some writers add and that say nothing new: a tied head stored beside its embedding, and what the
+    family knows of (rotary frequencies, masks)."""
+    extra = {name: files.shape(name) for name in files.names() if family.harmless(name, config)}
+    if config.tie_embeddings and family.head in files.names():
+        embedding = table["embedding.weight"][0].name
+        if embedding in files.names() and not torch.equal(files.read(family.head), files.read(embedding)):
+            raise GristmillError(
+                f"{files.directory}: {family.head} differs from {embedding}, but tie_word_embeddings is true"
+            )
+        extra[family.head] = files.shape(family.head)
     return extra
 
 
@@ -60,4 +84,6 @@ def _read_float(files: TensorFiles, name: str) -> Tensor:
         raise GristmillError(
             f"{files.directory}: tensor {name} is {tensor.dtype}; only floating-point weights are read"
         )
+    if not torch.isfinite(tensor).all():
+        raise GristmillError(f"{files.directory}: tensor {name} holds NaN or infinity; the weights are damaged")
     return tensor

@@ -11,11 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import GristmillError
-from .hf import WEIGHTS
-from .layout import Shape
+from .families import Shape
+from .safetensors_writer import INDEX, WEIGHTS
 
-INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
 class TensorFiles:
@@ -25,7 +24,12 @@ class TensorFiles:
         self.directory = directory
         files = _files(directory)
         self._shards = {file: _open(file) for file in files}
-        self._home = {name: file for file, shard in self._shards.items() for name in shard.keys()}  # noqa: SIM118
+        self._home: dict[str, Path] = {}
+        for file, shard in self._shards.items():
+            for name in shard.keys():  # noqa: SIM118
+                if name in self._home:
+                    raise GristmillError(f"tensor {name} stands in {self._home[name]} and in {file}; get both again")
+                self._home[name] = file
 
     def names(self) -> set[str]:
         return set(self._home)
@@ -68,11 +72,13 @@ def _files(directory: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise GristmillError(f"{index} is not an index of safetensors shards ({error!r})") from None
+    if not names:
+        raise GristmillError(f"{index} names no shards")
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise GristmillError(f"{index}: shard {name!r} must be a .safetensors file beside the index")
         if not (index.parent / name).is_file():
             raise GristmillError(f"{index} lists {name}, which is missing")

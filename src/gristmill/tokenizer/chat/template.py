@@ -23,6 +23,7 @@ from gristmill.errors import GristmillError
 
 from .guard import Piece, SpecialText
 from .messages import Message, Tool, plain_messages, plain_tools
+from .meter import TooCostly, metered
 from .sandbox import sandbox
 
 
@@ -51,8 +52,8 @@ class ChatTemplate:
     """One template with the special tokens it may write.
 
     `origin` names the template in messages to the user; `variables` are the names it may print besides the messages
-    (`bos_token` and the like). `has_generation`: whether it marks what the assistant writes. `literals`: the strings
-    and stretches of text in its source, comments left out.
+    (`bos_token` and the like). `has_generation`: whether it marks what the assistant writes. `uses_tools`: whether it
+    asks for `tools`. `literals`: the strings and stretches of text in its source, comments left out.
     """
 
     def __init__(self, source: str, origin: str, variables: Mapping[str, str], specials: Sequence[AddedToken]):
@@ -66,6 +67,7 @@ class ChatTemplate:
         except Exception as error:  # a template is foreign code: whatever goes wrong in it is its own fault
             raise GristmillError(f"{origin} is not a valid chat template: {error}") from None
         self.has_generation = any(node.name == "generation_start" for node in tree.find_all(nodes.Name))
+        self.uses_tools = any(node.name == "tools" and node.ctx == "load" for node in tree.find_all(nodes.Name))
         constants = (node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str))
         self.literals = (*constants, *(node.data for node in tree.find_all(nodes.TemplateData)))
 
@@ -128,21 +130,22 @@ class ChatTemplate:
         try:
             return self._rendered(chat, schemas, add_generation_prompt, marks)
         except Exception as error:
-            place = self._place(chat, schemas, marks, error)
+            place = "" if isinstance(error, TooCostly) else self._place(chat, schemas, marks, error)
             reason = re.sub(f"[{''.join(marks)}]", "", str(error) or type(error).__name__)
             raise GristmillError(f"{self.origin} cannot render these messages: {place}{reason}") from None
 
     def _rendered(self, chat: list[Any], schemas: Any, add_generation_prompt: bool, marks: _Marks) -> str:
-        return self._template.render(
-            **self._variables,
-            messages=chat,
-            tools=schemas,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            guard=marks.guard,
-            generation_start=marks.start,
-            generation_end=marks.end,
-        )
+        with metered(len(json.dumps([chat, schemas], ensure_ascii=False))):
+            return self._template.render(
+                **self._variables,
+                messages=chat,
+                tools=schemas,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                guard=marks.guard,
+                generation_start=marks.start,
+                generation_end=marks.end,
+            )
 
     def _place(self, chat: list[Any], schemas: Any, marks: _Marks, error: BaseException) -> str:
         """`messages[i]: ` where the template refuses message i first; empty where no message is at fault.

@@ -20,10 +20,11 @@ from .gguf import import_vocabulary
 from .gguf_metadata import MAGIC
 from .huggingface import read_named, write_directory
 from .sentencepiece import backend_of_model, read_model
+from .sentencepiece_writer import write_model
 from .tekken import is_tekken, read_tekken
 from .tiktoken import PATTERNS, backend_of_ranks, read_ranks, read_settings, write_ranks
 
-FORMATS = ("tiktoken", "huggingface")
+FORMATS = ("tiktoken", "huggingface", "sentencepiece")
 _NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model")  # in a model's directory, the first that is there
 # What ends a text, tried in this order where a file does not say.
 _EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>", "<|eos|>", "<EOT>")
@@ -135,13 +136,16 @@ def _write(
 
 
 def export_tokenizer(tokenizer: Tokenizer, form: str, path: Path | str) -> None:
-    """Write a tokenizer as `form`: tiktoken, a ranks file and its `.json` (`tiktoken.write_ranks`), or huggingface, a
-    directory."""
+    """Write a tokenizer as `form`: tiktoken, a ranks file and its `.json` (`tiktoken.write_ranks`), sentencepiece, a
+    `.model` file (`sentencepiece_writer.write_model`), or huggingface, a directory."""
     path = Path(path)
     if form not in FORMATS:
         raise GristmillError(f"format {form!r} is not written; known are {' and '.join(FORMATS)}")
     if form == "tiktoken":
         write_ranks(tokenizer, path)
+        return
+    if form == "sentencepiece":
+        write_model(tokenizer, path)
         return
     path.mkdir(parents=True, exist_ok=True)
     for file in tokenizer.files:

@@ -7,7 +7,6 @@ is refused: it would encode without an error and differ from the one the model w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from gristmill.artifact import write_json, write_text
 from gristmill.errors import GristmillError
 
-from ..pretokenize import pattern_of
+from ..pretokenize import Pattern, pattern_of, recognize_state
 from ..tokenizer import read_json, read_template
 from . import gguf_pieces
 from .gguf_metadata import read_metadata
@@ -42,8 +41,6 @@ _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "qwen2": _split("qwen2"),
 }
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
-_PADDING = "[PAD{}]"  # the name of a row of the model that no token has
 
 
 def import_vocabulary(file: Path, out_dir: Path) -> None:
@@ -216,12 +213,12 @@ def add_tokenizer(writer: Any, directory: Path, vocab_size: int) -> None:
     if model.get("type") != "BPE":
         raise GristmillError(f"{path}: a model of type {model.get('type')} is not written into GGUF files, only BPE")
     try:
-        tokens, types = _tokens_and_types(state, vocab_size, path)
+        tokens, types = gguf_pieces.tokens_and_types(state, vocab_size, path, bool(model.get("byte_fallback")))
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise GristmillError(f"{path} is not a whole tokenizer.json: {error!r}") from None
     if model.get("byte_fallback"):
-        prefix = gguf_pieces.puts_prefix(state, path)
+        prefix = gguf_pieces.puts_prefix(state, path, "a GGUF file")
         scores = gguf_pieces.scores_of_merges(tokens, types, merges, str(path))
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
@@ -235,28 +232,6 @@ def add_tokenizer(writer: Any, directory: Path, vocab_size: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _add_special(writer, directory, state, settings, tokens)
-
-
-def _tokens_and_types(state: dict[str, Any], vocab_size: int, path: Path) -> tuple[list[str], list[int]]:
-    model = state["model"]
-    added = {entry["id"]: entry for entry in state["added_tokens"]}
-    by_id = {i: token for token, i in model["vocab"].items()} | {i: entry["content"] for i, entry in added.items()}
-    if max(by_id, default=-1) >= vocab_size:
-        raise GristmillError(f"{path} holds id {max(by_id)}, the model's vocab_size is {vocab_size}")
-    has_bytes = bool(model.get("byte_fallback"))
-
-    def type_of(token_id: int) -> int:
-        if token_id not in by_id:
-            return UNUSED
-        token = by_id[token_id]
-        if has_bytes and token == model.get("unk_token"):
-            return UNKNOWN
-        if token_id in added:
-            return CONTROL if added[token_id]["special"] else USER_DEFINED
-        return BYTE if has_bytes and _BYTE_TOKEN.fullmatch(token) else NORMAL
-
-    tokens = [by_id.get(i, _PADDING.format(i)) for i in range(vocab_size)]
-    return tokens, [type_of(i) for i in range(vocab_size)]
 
 
 def _add_special(
@@ -288,16 +263,11 @@ def _cutting_of(state: dict[str, Any], path: Path) -> str:
     """llama.cpp's name for the pre-tokenizer of a byte-level tokenizer."""
     if state.get("normalizer") is not None:
         raise GristmillError(f"{path}: its normalizer cannot be written into a GGUF file")
-    found = _without_offsets(state.get("pre_tokenizer"))
+    found = recognize_state(state.get("pre_tokenizer") or {})
     for name, known in _PRE_TOKENIZERS.items():
-        if found == _without_offsets(known):
+        if found is not None and found == recognize_state(known):
             return name
+    if found == Pattern("gpt2", digits=1):  # SmolLM's, but for digits that younger versions of Unicode have added
+        return "smollm"
     known_names = ", ".join(sorted(_PRE_TOKENIZERS))
     raise GristmillError(f"{path}: llama.cpp has no name for its pre-tokenizer; it has {known_names}")
-
-
-def _without_offsets(state: Any) -> Any:
-    """Without what concerns only the places of tokens in the text."""
-    if isinstance(state, dict):
-        return {key: _without_offsets(value) for key, value in state.items() if key != "trim_offsets"}
-    return [_without_offsets(value) for value in state] if isinstance(state, list) else state

@@ -22,6 +22,7 @@ from ..kinds import SPACE
 from .tiktoken import merge_parts
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces; GGUF numbers tokens so too
+IN_BYTE_NAMES = "(?<=<0x[0-9A-F])(?=[0-9A-F]>)"  # the place in the letters <0x41> before the last digit
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 Value = int | bytes
@@ -249,7 +250,7 @@ def _set_spaces(backend: tokenizers.Tokenizer, model: SentencePieceModel, has_wo
         chain.append(normalizers.Prepend(SPACE))
     if model.model_type == "unigram" and model.byte_fallback:
         # The library's Viterbi search would take the letters <0x41> for the piece of that name.
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex("(?<=<0x[0-9A-F])(?=[0-9A-F]>)"), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(IN_BYTE_NAMES), "isolated")
     chain.append(normalizers.Replace(" ", SPACE))
     if model.remove_extra_whitespaces:
         chain.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))

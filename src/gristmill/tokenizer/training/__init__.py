@@ -40,20 +40,19 @@ def train(
     specials: Sequence[str],
     scratch: Path,
     mapper: Mapper | None = None,
-    workers: int = 1,
     progress: Progress | None = None,
 ) -> Trained:
     """Learn a vocabulary of `config.vocab_size` tokens, `specials` first, and pad it with special tokens to a multiple.
 
-    `texts` are columns of strings, or a sample of a corpus, whose words are counted for kind bpe by `mapper`,
-    of up to `workers` workers; what a killed run has counted in `scratch` is taken as it is. `progress` is called with
+    `texts` are columns of strings, or a sample of a corpus, whose words are counted for kind bpe by `mapper`;
+    what a killed run has counted in `scratch` is taken as it is. `progress` is called with
     what is done, the total and its unit. The result depends on the texts and `config` alone.
 
     GristmillError where the vocabulary is smaller than the alphabet, or larger than the text can fill.
     """
     say = progress or (lambda done, total, unit: None)
     if config.kind == "bpe":
-        backend, figures = _train_bpe(config, texts, specials, scratch, mapper, workers, say)
+        backend, figures = _train_bpe(config, texts, specials, scratch, mapper, say)
     else:
         from .models import train_model
 
@@ -75,7 +74,6 @@ def _train_bpe(
     specials: Sequence[str],
     scratch: Path,
     mapper: Mapper | None,
-    workers: int,
     say: Progress,
 ) -> tuple[tokenizers.Tokenizer, Figures]:
     from .bpe import build_bpe, merges_wanted
@@ -83,7 +81,7 @@ def _train_bpe(
 
     wanted = merges_wanted(config, specials)
     started = time.perf_counter()
-    words = _count(config, texts, scratch, mapper, workers, say)
+    words = _count(config, texts, scratch, mapper, say)
     counted = time.perf_counter()
     merges = learn_merges(
         words.words, words.counts, wanted, config.min_frequency, config.max_token_bytes,
@@ -107,7 +105,6 @@ def _count(
     texts: Sample | Sequence[pa.Array],
     scratch: Path,
     mapper: Mapper | None,
-    workers: int,
     say: Progress,
 ) -> Words:
     from ..pretokenize import Pattern
@@ -117,7 +114,7 @@ def _count(
     pattern = Pattern(config.pretokenizer, config.digits)
     if isinstance(texts, Sample):
         assert mapper is not None, "a sample is counted by tasks"
-        return count_sample(texts, pattern, config.memory_bytes, scratch, mapper, workers, say)
+        return count_sample(texts, pattern, config.memory_bytes, scratch, mapper, say)
     return count_texts(texts, pattern, config.memory_bytes, scratch)
 
 

@@ -32,7 +32,9 @@ from ..special import UNK
 
 COVERAGE = 0.9995  # SentencePiece's
 SPACE = "▁"
-CUTS = r" *(?:[\p{L}\p{M}]+|\p{N}|[^\s\p{L}\p{M}\p{N}]+)| +|[^\S ]"
+# A "▁" of the text is cut as a space is, which programs without these cuts take it for.
+CUTS = r"[ ▁]*(?:[\p{L}\p{M}]+|\p{N}|[^\s▁\p{L}\p{M}\p{N}]+)|[ ▁]+|[^\S ]"
+_NEVER = " \0"  # in the alphabet: a space is written "▁", and SentencePiece and llama.cpp have NUL in no piece
 INSIDE = "##"
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 _PRINTABLE = [chr(code) for code in range(0x21, 0x7F)]
@@ -53,7 +55,7 @@ def train_model(
         for column in texts.arrays() if isinstance(texts, Sample) else texts:
             yield column.to_pylist()
 
-    characters, text_bytes = _alphabet(read(), without=_SPACES if config.kind == "wordpiece" else " ")
+    characters, text_bytes = _alphabet(read(), without=_SPACES if config.kind == "wordpiece" else _NEVER)
     if config.kind == "wordpiece":
         fixed = [*specials, *(INSIDE + character for character in characters)]
     else:

@@ -29,6 +29,9 @@ MOST_CHARACTERS = 16  # of a piece
 _ROUNDS = 2  # of expectation and maximization between two prunings
 _KEPT = 0.75
 _SPARE = 1.1  # pieces more than wanted, of which the least likely go at the end
+# Scores are multiples of 1/256: sums over some thousand tokens are exact in single precision, in whatever order, so
+# programs that add in it break ties in the same way.
+_STEPS = 256
 _RARE = 0.5  # expected occurrences below which a piece goes
 
 
@@ -52,6 +55,7 @@ def learn_pieces(counts: Mapping[str, int], characters: Sequence[str], wanted: i
         pieces, scores = pieces.only(kept), scores[kept]
     spelled = pieces.spelled(characters)
     order = sorted(range(single, len(scores)), key=lambda i: (-scores[i], spelled[i]))[: wanted - single]
+    scores = np.round(scores * _STEPS) / _STEPS
     chosen = [(spelled[i], float(scores[i])) for i in (*range(single), *order)]
     return sorted(chosen, key=lambda piece: (-piece[1], piece[0]))
 

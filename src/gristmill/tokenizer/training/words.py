@@ -30,7 +30,7 @@ from gristmill.data.pool import Mapper, Result, Task
 from gristmill.errors import GristmillError
 
 from ..pretokenize import Pattern
-from ..sample import RowGroup, Sample, read_drawn
+from ..sample import RowGroup, Sample, read_drawn, split_column
 from .merges import BYTES_PER_SYMBOL, BYTES_PER_WORD, MOST_SYMBOLS
 from .runs import merge_runs, merged_down, write_run
 
@@ -56,19 +56,20 @@ class Words:
 
 
 def count_sample(
-    sample: Sample, pattern: Pattern, memory_bytes: int, scratch: Path, mapper: Mapper, workers: int, progress: Progress
+    sample: Sample, pattern: Pattern, memory_bytes: int, scratch: Path, mapper: Mapper, progress: Progress
 ) -> Words:
-    """The words of a sample of a corpus, counted by up to `workers` workers that share `memory_bytes`."""
+    """The words of a sample of a corpus, counted by the workers of `mapper`, which share `memory_bytes`."""
     work = scratch / f"words-{_key(sample, pattern)}"
     work.mkdir(parents=True, exist_ok=True)
-    tasks = list(_tasks(sample, pattern, work, memory_bytes // workers))
+    tasks = list(_tasks(sample, pattern, work))
     missing = [task for task in tasks if not Path(task["out"]).exists()]
     if missing:
         for shard, take in enumerate(sample.take):
             np.save(work / f"take-{shard:05d}.npy", take)
     total = sum(task["bytes"] for task in tasks)
     done = total - sum(task["bytes"] for task in missing)
-    for result in mapper(f"{__name__}:count_task", missing):
+    share = memory_bytes // max(1, min(mapper.workers, len(missing)))
+    for result in mapper(f"{__name__}:count_task", [{**task, "memory_bytes": share} for task in missing]):
         done += result["bytes"]
         progress(done, total, "bytes counted")
     return _merged([Path(task["out"]) for task in tasks], work, memory_bytes)
@@ -116,8 +117,8 @@ def _key(sample: Sample, pattern: Pattern) -> str:
     return hash_json([pattern.name, pattern.digits, shards, drawn, TASK_BYTES])[:16]
 
 
-def _tasks(sample: Sample, pattern: Pattern, work: Path, memory_bytes: int) -> Iterator[Task]:
-    """About `TASK_BYTES` of text each, of one file: the cut depends on the sample alone."""
+def _tasks(sample: Sample, pattern: Pattern, work: Path) -> Iterator[Task]:
+    """About `TASK_BYTES` of text each, of one file: the cut depends on the sample alone. `memory_bytes` comes later."""
     number = 0
     for shard, of_shard in itertools.groupby(sample.row_groups, key=lambda group: group.shard):
         waiting: list[RowGroup] = []
@@ -131,7 +132,6 @@ def _tasks(sample: Sample, pattern: Pattern, work: Path, memory_bytes: int) -> I
                     "row_groups": waiting,
                     "take": str(work / f"take-{shard:05d}.npy"),
                     "pattern": [pattern.name, pattern.digits],
-                    "memory_bytes": memory_bytes,
                     "out": str(work / f"counted-{number:06d}"),
                     "bytes": size,
                 }
@@ -150,22 +150,16 @@ def _write_runs(texts: Iterable[pa.Array], pattern: Pattern, memory_bytes: int, 
     # A table doubles when it is full, and taking it out takes half as much again.
     limit = min(max(memory_bytes // 3, _LEAST_TABLE), _LARGEST_TABLE)
     numbers = itertools.count()
-    for text in itertools.chain.from_iterable(map(_split, texts)):
-        counter.add(text)
-        if counter.held_bytes > limit:
-            write_run(working / f"{next(numbers):05d}.arrow", [counter.take()])
+    for column in texts:
+        for part in split_column(column, SPLIT_BYTES):
+            counter.add(part)
+            if counter.held_bytes > limit:
+                write_run(working / f"{next(numbers):05d}.arrow", [counter.take()])
     write_run(working / f"{next(numbers):05d}.arrow", [counter.take()])
     if out.exists():  # a task that was done twice has counted the same, and the runs there may be in use
         shutil.rmtree(working)
     else:
         os.replace(working, out)
-
-
-def _split(texts: pa.Array) -> Iterator[pa.Array]:
-    """A column in parts of about `SPLIT_BYTES`."""
-    step = max(1, len(texts) * SPLIT_BYTES // max(texts.nbytes, 1))
-    for start in range(0, len(texts), step):
-        yield texts.slice(start, step)
 
 
 class _Spectrum(NamedTuple):

@@ -1,0 +1,202 @@
+"""`gristmill plan`: what a model costs, before it is built."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
+
+import typer
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..errors import GristmillError
+
+if TYPE_CHECKING:
+    from ..model.config import ModelConfig
+    from ..plan.quantity import Quantity
+
+plan_app = typer.Typer(no_args_is_help=True, help="Planner: what a model costs, from its shape alone.")
+
+
+@plan_app.callback()
+def plan() -> None:
+    """Planner: what a model costs, from its shape alone, each figure with its formula."""
+
+
+@plan_app.command()
+def model(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A preset's name, a model or run directory, a recipe (.yaml) or a config.json."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the shape; repeatable.")
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option("--seq-len", help="Tokens in the sequence; the model's max_seq_len by default.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Type of weights and cache: fp32, bf16, fp8, int4, ...")] = (
+        "bf16"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Parameters by part, bytes, FLOPs per token and cache of a model.
+
+    Presets: gristmill-5m ... gristmill-70b, gpt2-124m, llama-3-8b, deepseek-v3 and others; an unknown name lists them.
+
+    Example: gristmill plan model llama-3-8b --seq-len 32768 --set num_kv_heads=4
+    """
+    from ..plan.model import plan_model
+    from ..plan.parameters import symbols
+
+    config = override(shape_of(target), overrides or [])
+    length = config.max_seq_len if seq_len is None else seq_len
+    quantities = plan_model(config, length, dtype)
+    if as_json:
+        head = {"model": target, "seq_len": length, "dtype": dtype, "config": config.model_dump(mode="json")}
+        typer.echo(json.dumps(head | {"quantities": [quantity.as_json() for quantity in quantities]}, indent=2))
+    else:
+        meaning = " ".join(f"{symbol}={value}" for symbol, value in symbols(config).items())
+        _print_table(f"{target}: {length:,} tokens, {dtype}\n{meaning}", quantities)
+
+
+def shape_of(target: str) -> ModelConfig:
+    """The shape that a user's MODEL means. Files go before presets: `./gpt2-xl` and a directory `gpt2-xl` are files."""
+    from ..model.presets import preset
+
+    path = Path(target)
+    if not path.exists():
+        if path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
+            raise GristmillError(
+                f"{target} does not exist; give a preset's name, a model, a run, a recipe or config.json"
+            )
+        return preset(target)
+    if path.suffix == ".gguf":
+        raise GristmillError(f"{target}: bring it in first: gristmill import {target} --out DIR")
+    if path.is_file():
+        return _of_config_file(path) if path.suffix == ".json" else _of_recipe(path)
+    if (path / "config.json").is_file():
+        return _of_config_file(path / "config.json")
+    if (path / "recipe.yaml").is_file():
+        return _of_run(path)
+    raise GristmillError(f"{target} is neither a model directory (no config.json) nor a run directory (no recipe.yaml)")
+
+
+def override(config: ModelConfig, overrides: list[str]) -> ModelConfig:
+    """The shape with `field=value` applied, `experts.top_k=4` for a field inside; checked as a whole."""
+    from ..model.config import ModelConfig
+
+    data = config.model_dump(mode="json")
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise GristmillError(f"--set {item}: expected field=value")
+        *outer, last = key.strip().split(".")
+        place, schema = data, _Fields(ModelConfig)
+        for part in outer:
+            schema.check(part, item)
+            if not isinstance(place[part], dict):
+                place[part] = {}
+            place, schema = place[part], schema.inside(part)
+        schema.check(last, item)
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise GristmillError(f"--set {item}: {value!r} is not a value") from None
+    try:
+        return ModelConfig.model_validate(data)
+    except ValidationError as error:
+        _refuse(error)
+
+
+class _Fields:
+    """The fields of a config model, to check names against."""
+
+    def __init__(self, model: type[BaseModel] | None):
+        self.fields = {} if model is None else model.model_fields
+
+    def check(self, name: str, item: str) -> None:
+        if name not in self.fields:
+            near = difflib.get_close_matches(name, self.fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self.fields) or 'none'}"
+            raise GristmillError(f"--set {item}: there is no field {name!r}; {hint}")
+
+    def inside(self, name: str) -> _Fields:
+        annotation = self.fields[name].annotation
+        found = (t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
+        return _Fields(next(found, None))
+
+
+def _refuse(error: ValidationError) -> NoReturn:
+    first: Any = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":
+        what = str(first["ctx"]["error"])
+    else:
+        what = "is required" if first["type"] == "missing" else f"{first['msg']}, not {first['input']!r}"
+    raise GristmillError(f"--set: {where + ': ' if where else ''}{what}") from None
+
+
+def _of_config_file(path: Path) -> ModelConfig:
+    from ..weights.families import read_config
+    from ..weights.hf_config import read_settings
+
+    settings = read_settings(path.parent) if path.name == "config.json" else _read_json(path)
+    return read_config(settings, path)[1]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GristmillError(f"{path} is not JSON ({error})") from None
+    if not isinstance(settings, dict):
+        raise GristmillError(f"{path} must be a JSON object")
+    return settings
+
+
+def _of_run(run: Path) -> ModelConfig:
+    """That of the run's model, or of its recipe where it has none yet."""
+    from ..weights.locate import locate_model
+
+    try:
+        model = locate_model(run)
+    except GristmillError:
+        return _of_recipe(run / "recipe.yaml")
+    return _of_config_file(model / "config.json")
+
+
+def _of_recipe(path: Path) -> ModelConfig:
+    from ..model.config import ModelConfig
+    from ..recipe import load_recipe
+
+    recipe = load_recipe(path)
+    if recipe.base is None or recipe.tokenizer is None:
+        missing = "base" if recipe.base is None else "tokenizer"
+        raise GristmillError(f"{path} has no section {missing!r}, so there is no model to plan")
+    multiple = recipe.tokenizer.pad_to_multiple
+    vocab_size = -(-recipe.tokenizer.vocab_size // multiple) * multiple
+    return ModelConfig(vocab_size=vocab_size, **recipe.base.model.model_dump())
+
+
+def _print_table(title: str, quantities: list[Quantity]) -> None:
+    """One line a figure, grouped by the first part of the ids; formulas give way on a narrow terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim", overflow="fold")
+    group = ""
+    for quantity in quantities:
+        first, _, name = quantity.id.partition(".")
+        if first != group:
+            table.add_row(f"{'' if not group else chr(10)}{first}", "", "")
+            group = first
+        table.add_row(f"  {name}", quantity.shown(), quantity.formula)
+    Console(highlight=False).print(table)

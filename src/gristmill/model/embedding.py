@@ -1,0 +1,36 @@
+"""From token ids to what the first block takes: rows of a table, scaled, with learned or sinusoidal positions in them.
+
+Shape suffixes: B batch, T time, C hidden_size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import GristmillError
+from .config import ModelShape
+from .positions import sinusoidal
+
+
+def embed_tokens(table: nn.Embedding, input_ids_BT: Tensor, scale: float) -> Tensor:
+    """Rows of the embedding table `[B, T, C]`, times `scale` in the table's type."""
+    x_BTC: Tensor = table(input_ids_BT)
+    return x_BTC if scale == 1.0 else x_BTC * torch.tensor(scale, dtype=x_BTC.dtype, device=x_BTC.device)
+
+
+def add_positions(shape: ModelShape, x_BTC: Tensor, positions_BT: Tensor, learned: nn.Embedding | None) -> Tensor:
+    """Embedded tokens with their positions, where `shape` adds any; `positions_BT` may be `[1, T]`.
+
+    GristmillError where one lies beyond the learned positions."""
+    if learned is not None:
+        # Looked up only when it may be so: reading a maximum makes a GPU wait.
+        if x_BTC.shape[1] > shape.max_seq_len and int(positions_BT.max()) >= shape.max_seq_len:
+            raise GristmillError(
+                f"a text of {int(positions_BT.max()) + 1} tokens is longer than the {shape.max_seq_len} learned "
+                f"positions of the model (max_seq_len); cut it"
+            )
+        return x_BTC + learned(positions_BT)
+    if shape.positions == "sinusoidal":
+        return x_BTC + sinusoidal(positions_BT, shape.hidden_size).to(x_BTC.dtype)
+    return x_BTC

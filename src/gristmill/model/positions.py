@@ -1,0 +1,136 @@
+"""How a model knows the order of tokens: rotary positions with their scalings, and sinusoidal ones.
+
+ALiBi is a bias on the scores (model/attention.py), learned positions are a table of the decoder.
+Shape suffixes: B batch (or 1), T time, D rotating channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import LayerKind, ModelShape, RopeScaling
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines `[B, T, 1, D]` of RoPE (Su et al. 2021), the two halves of D alike: channel i turns with
+    channel i + D/2."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotations(
+    config: ModelShape, positions_BT: Tensor, dtype: torch.dtype, length: int | None = None
+) -> dict[LayerKind, Rotation]:
+    """The angles of full and of sliding layers; empty for a model without rotary positions.
+
+    `length` is the context in tokens that "dynamic" scaling reckons with: the highest position + 1 unless given.
+    """
+    if config.positions != "rope":
+        return {}
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic" and length is None:
+        length = int(positions_BT.max()) + 1
+    found: dict[LayerKind, Rotation] = {}
+    for kind in dict.fromkeys(config.layer_kinds):
+        slides = kind == "sliding" and config.sliding_rope_theta is not None
+        theta = config.sliding_rope_theta if slides else config.rope_theta
+        assert theta is not None
+        found[kind] = _rotation(config.rotary_dim, theta, None if slides else scaling, positions_BT, dtype, length)
+    return found
+
+
+def _rotation(
+    dim: int, theta: float, scaling: RopeScaling | None, positions_BT: Tensor, dtype: torch.dtype, length: int | None
+) -> Rotation:
+    frequencies = rotary_frequencies(dim, theta, scaling, length, positions_BT.device)
+    angles = positions_BT[..., None].float() * frequencies
+    angles = torch.cat((angles, angles), dim=-1)[:, :, None, :]
+    factor = attention_factor(scaling)
+    if factor == 1.0:
+        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+    return Rotation((angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype))
+
+
+def rotate(x_BTHD: Tensor, rotation: Rotation | None) -> Tensor:
+    """Turn each pair (i, i + D/2) of a head's first D channels by its position's angle; the others pass."""
+    if rotation is None:
+        return x_BTHD
+    dim = rotation.cos.shape[-1]
+    if dim < x_BTHD.shape[-1]:
+        turning, passing = x_BTHD.split([dim, x_BTHD.shape[-1] - dim], dim=-1)
+        return torch.cat((rotate(turning, rotation), passing), dim=-1)
+    first, second = x_BTHD.chunk(2, dim=-1)
+    return x_BTHD * rotation.cos + torch.cat((-second, first), dim=-1) * rotation.sin
+
+
+def rotary_frequencies(
+    dim: int, theta: float, scaling: RopeScaling | None, length: int | None, device: torch.device
+) -> Tensor:
+    """Radians per token of each pair, float32 `[dim / 2]`, highest first. `length` is for scaling "dynamic"."""
+    if scaling is not None and scaling.kind == "dynamic":
+        theta = dynamic_theta(dim, theta, scaling, length or scaling.original_max_seq_len)
+    exponent = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
+    plain = theta**-exponent
+    if scaling is None or scaling.kind == "dynamic":
+        return plain
+    if scaling.kind == "linear":  # Chen et al. 2023: all positions are pressed into the trained range
+        return plain / scaling.factor
+    if scaling.kind == "yarn":
+        return _yarn(dim, theta, scaling, plain)
+    return _llama3(scaling, plain)
+
+
+def dynamic_theta(dim: int, theta: float, scaling: RopeScaling, length: int) -> float:
+    """The base for a context of `length` tokens (NTK-aware scaling that grows with the length, Peng et al. 2023,
+    section 3.3): unchanged up to the trained context."""
+    trained = scaling.original_max_seq_len
+    stretch = scaling.factor * max(length, trained) / trained - (scaling.factor - 1)
+    return theta * stretch ** (dim / (dim - 2))
+
+
+def attention_factor(scaling: RopeScaling | None) -> float:
+    """yarn's factor of cosines and sines, which makes scores of longer contexts as sharp as before; else 1."""
+    if scaling is None or scaling.kind != "yarn":
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return scaling.yarn_mscale(scaling.mscale) / scaling.yarn_mscale(scaling.mscale_all_dim)
+    return scaling.yarn_mscale(1.0)
+
+
+def _yarn(dim: int, theta: float, scaling: RopeScaling, plain: Tensor) -> Tensor:
+    """Peng et al. 2023, section 3.2: pairs that turn often within the trained context keep their frequency, those that
+    turn less than once are interpolated, and between them there is a ramp over the pairs' numbers."""
+
+    def pair(turns: float) -> float:
+        return dim * math.log(scaling.original_max_seq_len / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001  # a step instead of a ramp, without a division by zero
+    ramp = ((torch.arange(dim // 2, device=plain.device, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return plain / scaling.factor * ramp + plain * (1 - ramp)
+
+
+def _llama3(scaling: RopeScaling, plain: Tensor) -> Tensor:
+    """Llama 3.1's scaling: by how many times a pair turns within the trained context."""
+    turns = scaling.original_max_seq_len * plain / (2 * math.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = keep.clamp(0, 1)
+    return plain * keep + plain / scaling.factor * (1 - keep)
+
+
+def sinusoidal(positions_BT: Tensor, width: int) -> Tensor:
+    """Vaswani et al. 2017, section 3.5: float32 `[B, T, width]`, sine and cosine of each frequency side by side."""
+    exponent = torch.arange(0, width, 2, device=positions_BT.device, dtype=torch.float32) / width
+    angles = positions_BT[..., None].float() * 10_000.0**-exponent
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)

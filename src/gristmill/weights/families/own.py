@@ -1,0 +1,49 @@
+"""The format of models that no family of transformers can hold: our own fields and our own names of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...model.config import ModelConfig
+from ...model.decoder import Decoder
+from .family import Family, Layout, Part
+from .settings import Settings
+
+MODEL_TYPE = "gristmill"
+_FIELDS = tuple(ModelConfig.model_fields)
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    settings.layers("num_layers")
+    return {field: settings.get(field) for field in _FIELDS if field in settings.values}
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _layout(config: ModelConfig) -> Layout:
+    with torch.device("meta"):
+        model = Decoder(config)
+    return {
+        name: (Part(name, tuple(tensor.shape), linear=_is_linear(name, tensor)),)
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _is_linear(name: str, tensor: Tensor) -> bool:
+    return tensor.dim() == 2 and name.startswith("blocks.") and not name.endswith(".router.weight")
+
+
+OWN = Family(
+    model_type=MODEL_TYPE,
+    architecture="GristmillDecoder",
+    keys={},
+    read=_read,
+    write=_write,
+    layout=_layout,
+    prefix="",
+)

@@ -1,0 +1,205 @@
+"""What must hold for every variant, whatever its weights: rows, padding, packing, counting, the cache."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_variants import ABSOLUTE, VARIANTS, VOCAB, random_ids, random_model, variant
+
+from gristmill.engine.cache import CacheAttention, SlotCache
+from gristmill.engine.request import Request
+from gristmill.engine.sampling import SamplingParams
+from gristmill.engine.scheduler import Chunk
+from gristmill.errors import GristmillError
+from gristmill.model.attention import DocumentAttention, causal_attention, visible
+from gristmill.model.decoder import Decoder
+
+ALL = pytest.mark.parametrize("name", VARIANTS)
+TIGHT = {"atol": 1e-4, "rtol": 0.0}
+
+
+def moved(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).detach().abs().max())
+
+
+@ALL
+def test_parameters_are_counted_before_they_are_made(name):
+    config = variant(name)
+    model = Decoder(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == config.num_parameters
+    if config.experts is not None:
+        assert config.num_active_parameters < config.num_parameters
+
+
+@ALL
+def test_a_token_changes_no_earlier_logits_and_does_change_its_own(name):
+    model, ids = random_model(variant(name)), random_ids(1, 12)
+    before = model(ids)
+    changed = ids.clone()
+    changed[0, 7] = (changed[0, 7] + 1) % VOCAB
+    after = model(changed)
+    torch.testing.assert_close(after[:, :7], before[:, :7], atol=1e-5, rtol=0)
+    assert moved(after[:, 7], before[:, 7]) > 1e-3
+    if name != "all-sliding":
+        assert moved(after[:, 11], before[:, 11]) > 1e-5
+
+
+@ALL
+def test_rows_of_a_batch_do_not_meet(name):
+    model, ids = random_model(variant(name)), random_ids(5, 8)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(model(ids[order]), model(ids)[order], **TIGHT)
+    torch.testing.assert_close(model(ids[2:3]), model(ids)[2:3], **TIGHT)
+
+
+@ALL
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(name, side):
+    """Padding is a document of its own, and every token keeps its position."""
+    config = variant(name)
+    model = random_model(config)
+    rows = [random_ids(length, seed=length) for length in (9, 4, 6)]
+    ids, segments, positions = (torch.zeros(3, 9, dtype=torch.long) for _ in range(3))
+    for number, row in enumerate(rows):
+        place = slice(9 - len(row), 9) if side == "left" else slice(0, len(row))
+        ids[number, place], segments[number, place] = row, 1
+        positions[number, place] = torch.arange(len(row))
+    if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
+        assert max(len(row) for row in rows) <= config.rope_scaling.original_max_seq_len
+    logits = model(ids, positions, DocumentAttention(segments))
+    for number, row in enumerate(rows):
+        torch.testing.assert_close(logits[number, segments[number] == 1], model(row[None])[0], **TIGHT)
+
+
+@ALL
+def test_packed_documents_are_as_if_alone(name):
+    config = variant(name)
+    model = random_model(config)
+    documents = [random_ids(length, seed=length) for length in (5, 1, 7)]
+    segments = torch.cat([torch.full((len(d),), i) for i, d in enumerate(documents)])[None]
+    positions = torch.cat([torch.arange(len(d)) for d in documents])[None]
+    packed = model(torch.cat(documents)[None], positions, DocumentAttention(segments))[0]
+    alone = torch.cat([model(d[None])[0] for d in documents])
+    torch.testing.assert_close(packed, alone, **TIGHT)
+    if config.positions not in ABSOLUTE:
+        running = model(torch.cat(documents)[None], None, DocumentAttention(segments))[0]
+        torch.testing.assert_close(running, alone, **TIGHT)
+    assert moved(model(torch.cat(documents)[None])[0, 5:], alone[5:]) > 1e-3
+
+
+def cached_logits(model: Decoder, rows: list[torch.Tensor], cuts: list[list[int]], length: int) -> list[torch.Tensor]:
+    """Logits of each row, read in pieces that end at `cuts`, all rows' pieces of a round in one step of the engine."""
+    cache = SlotCache(model.config, len(rows), length, torch.float32, torch.device("cpu"))
+    found: list[list[torch.Tensor]] = [[] for _ in rows]
+    starts = [0] * len(rows)
+    for turn in range(max(map(len, cuts))):
+        ends = {row: cut[turn] for row, cut in enumerate(cuts) if turn < len(cut)}
+        order = sorted(ends, key=lambda row: ends[row] - starts[row] > 1)
+        chunks = []
+        for row in order:
+            request = Request(row, rows[row].tolist(), SamplingParams())
+            request.slot = row
+            chunks.append(Chunk(request, starts[row], ends[row] - starts[row], False))
+        slots = torch.cat([torch.full((chunk.num_tokens,), chunk.request.slot) for chunk in chunks])
+        places = torch.cat([torch.arange(chunk.start, chunk.start + chunk.num_tokens) for chunk in chunks])
+        ids = torch.cat([rows[row][starts[row] : ends[row]] for row in order])
+        attend = CacheAttention(cache, chunks, slots, places)
+        logits = model.logits(model.hidden_states(ids[None], places[None], attend, length))[0]
+        for row, piece in zip(order, logits.split([chunk.num_tokens for chunk in chunks]), strict=True):
+            found[row].append(piece)
+            starts[row] = ends[row]
+    return [torch.cat(pieces) for pieces in found]
+
+
+@ALL
+def test_decoding_with_a_cache_is_the_full_forward(name):
+    """Whole prompts, parts of prompts and single tokens, of three sequences at once, against each sequence alone."""
+    model = random_model(variant(name))
+    rows = [random_ids(length, seed=length) for length in (13, 9, 13)]
+    cuts = [[5, *range(6, 14)], [4, 7, 8, 9], [5, 9, *range(10, 14)]]
+    length = 24  # of the context, which dynamic scaling reckons with
+    with torch.inference_mode():
+        found = cached_logits(model, rows, cuts, length)
+        for logits, row in zip(found, rows, strict=True):
+            whole = model.logits(model.hidden_states(row[None], context_length=length))[0]
+            torch.testing.assert_close(logits, whole, **TIGHT)
+
+
+def test_a_latent_cache_keeps_one_narrow_vector():
+    config = variant("latent")
+    cache = SlotCache(config, 2, 8, torch.float32, torch.device("cpu"))
+    assert [tuple(keys.shape) for keys in cache.keys] == [(2, 8, 1, 14)] * 3
+    assert all(values.numel() == 0 for values in cache.values)
+    assert SlotCache.bytes_per_slot(config, 8, torch.float32) == 3 * 8 * 14 * 4
+    assert SlotCache.bytes_per_slot(variant("grouped"), 8, torch.bfloat16) == 3 * 8 * 2 * 16 * 2
+
+
+@pytest.mark.parametrize("name", ["latent", "latent-query", "latent-experts"])
+def test_absorbed_latent_attention_is_the_multiplied_out_one(name):
+    model, ids = random_model(variant(name)), random_ids(2, 11)
+
+    def absorbed(spec, q, k, v):
+        assert (spec.num_kv_heads, spec.head_dim, spec.value_dim) == (1, 14, 10)
+        assert k.shape[2:] == (1, 14)
+        assert torch.equal(v, k[..., :10])
+        return causal_attention(spec, q, k, v)
+
+    class Absorbed:
+        latent = True
+        __call__ = staticmethod(absorbed)
+
+    torch.testing.assert_close(model(ids, attend=Absorbed()), model(ids), **TIGHT)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    time=st.integers(1, 9),
+    before=st.integers(0, 7),
+    window=st.one_of(st.none(), st.integers(1, 8)),
+    sink_tokens=st.integers(0, 3),
+    causal=st.booleans(),
+)
+def test_what_is_visible_is_what_the_definition_says(time, before, window, sink_tokens, causal):
+    model = random_model(variant("grouped"))
+    spec = model.blocks[0].attention.spec
+    spec = type(spec)(**{**vars(spec), "causal": causal, "window": window, "sink_tokens": sink_tokens if window else 0})
+    queries, keys = torch.arange(before, before + time), torch.arange(before + time)
+    found = visible(spec, queries, keys)
+    for q in queries.tolist():
+        for k in keys.tolist():
+            near = window is None or abs(q - k) < window or (k < spec.sink_tokens)
+            assert (True if found is None else bool(found[q - before, k])) == (near and (k <= q or not causal))
+
+
+def test_learned_positions_end():
+    model = random_model(variant("learned-positions", max_seq_len=8))
+    assert model(random_ids(1, 8)).shape == (1, 8, VOCAB)
+    with pytest.raises(GristmillError, match="9 tokens is longer than the 8 learned positions"):
+        model(random_ids(1, 9))
+
+
+@ALL
+def test_gradients_reach_every_parameter(name):
+    model = random_model(variant(name)).train()
+    ids = random_ids(4, 12)
+    model(ids).square().mean().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("name", ["grouped", "latent", "sliding-softcap-sinks", "sandwich", "alibi", "experts-shared"])
+def test_bfloat16_runs_and_stays_near(name):
+    model, ids = random_model(variant(name)), random_ids(2, 10)
+    exact = model(ids)
+    coarse = model.to(torch.bfloat16)(ids)
+    assert coarse.dtype == torch.bfloat16
+    assert moved(coarse.float(), exact) < 0.1 * float(exact.detach().abs().max())
+
+
+@pytest.mark.parametrize("name", ["grouped", "latent", "sliding-softcap-sinks", "rope-dynamic", "alibi", "sandwich"])
+def test_compiles_without_a_break(name):
+    torch._dynamo.reset()
+    model, ids = random_model(variant(name)), random_ids(2, 12)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(ids), model(ids), atol=1e-5, rtol=0)

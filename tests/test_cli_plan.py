@@ -1,0 +1,145 @@
+"""`gristmill plan model`: what it takes, what it prints, how it says that something is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gristmill import cli
+from gristmill.cli import main
+from gristmill.model.presets import preset
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def call(monkeypatch, capsys, *arguments):
+    """(exit code, standard output, standard error) of one call."""
+    monkeypatch.setattr(sys, "argv", ["gristmill", *map(str, arguments)])
+    monkeypatch.setattr(cli, "_show_traceback", [False])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def plan(monkeypatch, capsys):
+    """The values that `gristmill plan model ... --json` prints, by id."""
+
+    def values(*arguments):
+        code, out, err = call(monkeypatch, capsys, "plan", "model", *arguments, "--json")
+        assert code == 0, err
+        return {quantity["id"]: quantity["value"] for quantity in json.loads(out)["quantities"]}
+
+    return values
+
+
+def test_json_of_a_preset(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "plan", "model", "llama-3-8b", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert {key: found[key] for key in ("model", "seq_len", "dtype")} == {
+        "model": "llama-3-8b", "seq_len": 8192, "dtype": "bf16"}  # fmt: skip
+    assert found["config"] == preset("llama-3-8b").model_dump(mode="json")
+    for quantity in found["quantities"]:
+        assert list(quantity) == ["id", "value", "unit", "formula", "label"]
+        assert quantity["label"] == "computed"
+    values = {quantity["id"]: quantity["value"] for quantity in found["quantities"]}
+    assert values["parameters.total"] == 8_030_261_248
+    assert values["kv_cache.per_token"] == 131_072
+    assert values["kv_cache.sequence"] == 1_073_741_824
+
+
+def test_the_table_has_every_figure_with_its_formula(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "plan", "model", "llama-3-8b")
+    assert code == 0
+    assert "8,030,261,248" in out
+    assert "16.06 GB = 14.96 GiB" in out
+    assert "L (3 C F)" in out
+    assert "128 KiB/token" in out
+
+
+def test_length_type_and_fields_change_the_answer(plan):
+    plain = plan("mixtral-8x7b", "--seq-len", 4096)
+    assert plan("mixtral-8x7b", "--seq-len", 4096, "--dtype", "fp8")["kv_cache.sequence"] * 2 == (
+        plain["kv_cache.sequence"])  # fmt: skip
+    changed = plan("mixtral-8x7b", "--seq-len", 4096, "--set", "experts.top_k=4", "--set", "num_kv_heads=32")
+    assert changed["kv_cache.sequence"] == 4 * plain["kv_cache.sequence"]
+    assert changed["parameters.active_feed_forward"] == 2 * plain["parameters.active_feed_forward"]
+    assert plan("mixtral-8x7b", "--seq-len", 8192)["flops.attention"] > 1.9 * plain["flops.attention"]
+
+
+def test_recipes_runs_models_and_config_files(plan, tmp_path):
+    recipe = plan(RECIPES / "quickstart.yaml")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text((RECIPES / "quickstart.yaml").read_text())
+    assert plan(run) == recipe
+    settings = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128, "hidden_size": 64,
+                "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "max_position_embeddings": 256, "tie_word_embeddings": True}  # fmt: skip
+    model = run / "artifacts" / "base"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "other.json").write_text(json.dumps(settings))
+    expected = 128 * 64 + 2 * (64 * 8 * 16 + 64 * 64 + 3 * 64 * 96 + 2 * 64) + 64
+    for target in (model, model / "config.json", tmp_path / "other.json", run):
+        assert plan(target)["parameters.total"] == expected
+
+
+def test_a_vocabulary_that_is_padded_counts_whole(plan, tmp_path):
+    text = (RECIPES / "quickstart.yaml").read_text()
+    (tmp_path / "recipe.yaml").write_text(text.replace("vocab_size: 4096", "vocab_size: 4097\n  pad_to_multiple: 64"))
+    assert plan(tmp_path / "recipe.yaml")["parameters.embedding"] == 4160 * 128
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lama-3-8b"], "no model shape is called 'lama-3-8b'; did you mean 'llama-3-8b'?"),
+        (["none.yaml"], "none.yaml does not exist"),
+        (["runs/none"], "runs/none does not exist"),
+        (["llama-3-8b", "--set", "num_kvheads=4"], "no field 'num_kvheads'; did you mean 'num_kv_heads'?"),
+        (["mixtral-8x7b", "--set", "experts.topk=4"], "no field 'topk'; did you mean 'top_k'?"),
+        (["mixtral-8x7b", "--set", "top_k.more=4"], "there is no field 'top_k'"),
+        (["llama-3-8b", "--set", "hidden_size.more=4"], "there is no field 'more'"),
+        (["llama-3-8b", "--set", "num_kv_heads=5"], "num_heads (32) is not a multiple of num_kv_heads (5)"),
+        (["llama-3-8b", "--set", "hidden_size=0"], "hidden_size: Input should be greater than 0, not 0"),
+        (["llama-3-8b", "--set", "experts.top_k=2"], "experts.num_experts: is required"),
+        (["llama-3-8b", "--set", "num_kv_heads"], "expected field=value"),
+        (["llama-3-8b", "--dtype", "bf17"], "dtype 'bf17' is not known"),
+        (["llama-3-8b", "--seq-len", "0"], "seq_len must be at least 1 token, not 0"),
+        (["gpt2-xl", "--seq-len", "4096"], "more than the model's 1024 learned positions"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(monkeypatch, capsys, arguments, said):
+    code, _, err = call(monkeypatch, capsys, "plan", "model", *arguments)
+    assert code == 1
+    assert said in err
+    assert err.count("\n") == 1
+    assert "defect" not in err
+
+
+def test_a_recipe_without_a_model_and_a_directory_without_anything(monkeypatch, capsys, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: a\n")
+    code, _, err = call(monkeypatch, capsys, "plan", "model", tmp_path / "recipe.yaml")
+    assert code == 1
+    assert "has no section 'base'" in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = call(monkeypatch, capsys, "plan", "model", tmp_path / "empty")
+    assert code == 1
+    assert "neither a model directory" in err
+    (tmp_path / "broken.json").write_text("{")
+    code, _, err = call(monkeypatch, capsys, "plan", "model", tmp_path / "broken.json")
+    assert code == 1
+    assert "is not JSON" in err
+
+
+def test_planning_a_preset_needs_no_torch():
+    script = (
+        "import sys; from gristmill.cli.plan import shape_of; from gristmill.plan.model import plan_model;"
+        "plan_model(shape_of('deepseek-v3'), 4096); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
