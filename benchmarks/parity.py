@@ -21,6 +21,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from gristmill.engine.request import Request
+from gristmill.engine.runner import Runner
+from gristmill.engine.sampling import SamplingParams
+from gristmill.engine.scheduler import Scheduler
 from gristmill.model.decoder import Decoder
 from gristmill.weights.families import family_of
 from gristmill.weights.hf import save_model
@@ -208,16 +212,23 @@ def _reload(directory: Path) -> Any:
 
 @torch.no_grad()
 def _greedy(model: Decoder, ids: torch.Tensor) -> list[int]:
-    for _ in range(NEW_TOKENS):
-        ids = torch.cat((ids, model(ids)[:, -1].argmax(-1, keepdim=True)), dim=1)
-    return ids[0].tolist()
+    """Through the engine's scheduler, runner and cache."""
+    request = Request(0, ids[0].tolist(), SamplingParams(max_tokens=NEW_TOKENS))
+    scheduler = Scheduler(max_num_seqs=1, max_num_batched_tokens=ids.shape[1])
+    runner = Runner(model, 1, ids.shape[1] + NEW_TOKENS, model.config.vocab_size)
+    scheduler.add(request)
+    while len(request.output_ids) < NEW_TOKENS:
+        chunks = scheduler.schedule()
+        logits = runner.step(chunks)
+        for chunk in chunks:
+            scheduler.computed(chunk)
+        request.output_ids.append(int(logits.argmax()))
+    return [*request.prompt_ids, *request.output_ids]
 
 
 def _their_greedy(model: Any, ids: torch.Tensor, case: Case) -> list[int]:
-    # A cache keeps keys turned by an older base where dynamic scaling changes it.
-    cached = case.changes.get("rope_parameters", {}).get("rope_type") != "dynamic"
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS, use_cache=cached,
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS, use_cache=True,
         pad_token_id=0,
     )  # fmt: skip
     return out[0].tolist()

@@ -10,6 +10,7 @@ import pytest
 from gristmill import cli
 from gristmill.cli import main
 from gristmill.model.presets import preset
+from gristmill.plan.model import plan_model
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -61,6 +62,21 @@ def test_the_table_has_every_figure_with_its_formula(monkeypatch, capsys):
     assert "128 KiB/token" in out
 
 
+def test_a_narrow_terminal_gets_formulas_in_whole_words(monkeypatch, capsys):
+    printed = {}
+    for columns in (80, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        _, printed[columns], _ = call(monkeypatch, capsys, "plan", "model", "deepseek-v3")
+        lines = printed[columns].splitlines()
+        assert max(map(len, lines)) <= columns
+        assert all(line == line.rstrip() for line in lines)
+    assert printed[80].split() == printed[200].split(), "only the lines differ"
+    for quantity in plan_model(preset("deepseek-v3"), preset("deepseek-v3").max_seq_len, "bf16"):
+        figure = f"{quantity.id.partition('.')[2]} {quantity.shown()} {quantity.formula}".split()
+        assert " ".join(figure) in " ".join(printed[80].split())
+        assert any(line.split() == figure for line in printed[200].splitlines()), "one line where there is room"
+
+
 def test_length_type_and_fields_change_the_answer(plan):
     plain = plan("mixtral-8x7b", "--seq-len", 4096)
     assert plan("mixtral-8x7b", "--seq-len", 4096, "--dtype", "fp8")["kv_cache.sequence"] * 2 == (
@@ -89,6 +105,19 @@ def test_recipes_runs_models_and_config_files(plan, tmp_path):
         assert plan(target)["parameters.total"] == expected
 
 
+def test_what_was_read_of_a_run_is_said(monkeypatch, capsys, tmp_path):
+    (tmp_path / "recipe.yaml").write_text((RECIPES / "quickstart.yaml").read_text())
+    assert call(monkeypatch, capsys, "plan", "model", tmp_path)[1].startswith(f"{tmp_path / 'recipe.yaml'}: ")
+    model = tmp_path / "artifacts" / "sft"
+    model.mkdir(parents=True)
+    settings = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128, "hidden_size": 64,
+                "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}  # fmt: skip
+    (model / "config.json").write_text(json.dumps(settings))
+    assert call(monkeypatch, capsys, "plan", "model", tmp_path)[1].startswith(f"{model}: ")
+    found = json.loads(call(monkeypatch, capsys, "plan", "model", tmp_path, "--json")[1])
+    assert (found["model"], found["source"]) == (str(tmp_path), str(model))
+
+
 def test_a_vocabulary_that_is_padded_counts_whole(plan, tmp_path):
     text = (RECIPES / "quickstart.yaml").read_text()
     (tmp_path / "recipe.yaml").write_text(text.replace("vocab_size: 4096", "vocab_size: 4097\n  pad_to_multiple: 64"))
@@ -106,8 +135,10 @@ def test_a_vocabulary_that_is_padded_counts_whole(plan, tmp_path):
         (["mixtral-8x7b", "--set", "top_k.more=4"], "there is no field 'top_k'"),
         (["llama-3-8b", "--set", "hidden_size.more=4"], "there is no field 'more'"),
         (["llama-3-8b", "--set", "num_kv_heads=5"], "num_heads (32) is not a multiple of num_kv_heads (5)"),
-        (["llama-3-8b", "--set", "hidden_size=0"], "hidden_size: Input should be greater than 0, not 0"),
+        (["llama-3-8b", "--set", "hidden_size=0"], "hidden_size: must be greater than 0, not 0"),
         (["llama-3-8b", "--set", "experts.top_k=2"], "experts.num_experts: is required"),
+        (["llama-3-8b", "--set", "num_kv_heads=abc"], "--set: num_kv_heads: must be an integer, not 'abc'\n"),
+        (["llama-3-8b", "--seq-len", "abc"], "Invalid value for '--seq-len': must be an integer (see"),
         (["llama-3-8b", "--set", "num_kv_heads"], "expected field=value"),
         (["llama-3-8b", "--dtype", "bf17"], "dtype 'bf17' is not known"),
         (["llama-3-8b", "--seq-len", "0"], "seq_len must be at least 1 token, not 0"),

@@ -127,8 +127,9 @@ def test_control_characters_do_not_reach_the_terminal(loaded):
 
 def test_export_and_import_keep_the_ids(call, run_directory, loaded, tmp_path):
     ranks, copy, back = tmp_path / "mine.tiktoken", tmp_path / "copy", tmp_path / "back"
-    assert call("tokenize", "export", run_directory, ranks, "--format", "tiktoken")[0] == 0
-    assert call("tokenize", "export", run_directory, copy)[0] == 0
+    written = call("tokenize", "export", run_directory, ranks, "--format", "tiktoken")[:2]
+    assert written == (0, f"{ranks} and {ranks.with_suffix('.json')}: written\n")
+    assert call("tokenize", "export", run_directory, copy)[:2] == (0, f"{copy}: written\n")
     assert Tokenizer.load(copy).hash == loaded.hash
     ranks.with_suffix(".json").unlink()
     code, _, err = call("tokenize", "import", ranks, back)
@@ -189,11 +190,13 @@ def test_bytes_that_are_no_text_become_replacement_characters(call, run_director
         (["import", "FILE", "OUT", "--special", "x"], "--special x is not TOKEN=ID"),
         (["import", "FILE", "OUT", "--special", "a=1", "--special", "a=2"], "--special gives a two ids, 1 and 2"),
         (["export", "RUN", "FILE"], "exists already"),
-        (["export", "RUN", "OUT", "--format", "word"], "'word'"),
+        (["export", "RUN", "OUT", "--format", "word"], "--format 'word' is not one of tiktoken, huggingface, sent"),
+        (["export", "RUN", "OUT", "--format", "gguf"], "write one with: gristmill export MODEL --to gguf"),
         (["export", "RUN", "BESIDE", "--format", "tiktoken"], "holds no pat_str"),
         (["export", "RUN", "ranks.json", "--format", "tiktoken"], "ranks.json ends in .json"),
         (["import", "MODEL", "OUT", "--pattern", "gpt2"], "leave out --pattern and --special"),
         (["report"], "name a run, a tokenizer, or --references"),
+        (["report", "--references", "none"], "name a run, a tokenizer, or --references"),
         (["report", "RUN"], "has no corpus beside it; name the text to measure on with --text"),
         (["report", "RUN", "--text", "none"], "--text none does not exist"),
         (["report", "RUN", "--text", "FILE", "--references", "gpt9"], "gpt9 is no vocabulary"),
@@ -221,6 +224,10 @@ def test_report(call, run_directory, loaded, tmp_path, monkeypatch):
         (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / f"{language}.txt").write_text(text)
     monkeypatch.chdir(tmp_path)
+    plain = ["--text", "texts", "--parallel", "texts", "--out", "plain", "--json"]
+    named = json.loads(call("tokenize", "report", run_directory, *plain, "--references", "none")[1])
+    assert named == json.loads(call("tokenize", "report", run_directory, *plain)[1])
+    assert list(named["overall"]) == ["small"]
     options = ["--text", "texts", "--parallel", "texts", "--references", f"cl100k,{run_directory}/artifacts/tokenizer"]
     code, out, _ = call("tokenize", "report", run_directory, *options)
     assert code == 0

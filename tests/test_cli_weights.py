@@ -93,7 +93,9 @@ def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, tokenizer_dir):
     saved(tmp_path / "model", tokenizer_dir)
     for arguments, expected in (
         (["none", "--to", "hf"], "none does not exist"),
-        ([tmp_path / "model", "--to", "onnx"], "'onnx' is not one of 'hf', 'gguf'"),
+        ([tmp_path / "model", "--to", "onnx"], "for '--to': 'onnx' is not one of 'hf', 'gguf'"),
+        ([tmp_path / "model", tmp_path / "a", "--to", "hf", "--out", tmp_path / "b"], "give one of them"),
+        ([tmp_path / "model", tmp_path / "model", "--to", "hf"], "exists"),
         ([tmp_path / "model"], "Missing option '--to'"),
         ([tmp_path / "model", "--to", "hf", "--dtype", "q8_0", "--out", tmp_path / "a"], "dtype 'q8_0' is not one of"),
         ([tmp_path / "model", "--to", "hf", "--out", tmp_path / "model"], "exists"),
@@ -102,3 +104,16 @@ def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, tokenizer_dir):
         assert code == 1
         assert expected in err
         assert err.count("\n") == 1
+
+
+def test_the_place_to_write_may_be_an_argument(monkeypatch, capsys, tmp_path, tokenizer_dir):
+    saved(tmp_path / "model", tokenizer_dir)
+    code, said, err = call(monkeypatch, capsys, "export", tmp_path / "model", tmp_path / "a", "--to", "hf")
+    assert code == 0, err
+    assert said.startswith(f"{tmp_path / 'a'}: llama")
+    assert (tmp_path / "a" / "model.safetensors").is_file()
+
+
+def test_help_says_what_becomes_of_what_is_there(monkeypatch, capsys):
+    for verb, said in (("export", "which must not exist yet"), ("import", "an artifact that is there is replaced")):
+        assert said in " ".join(call(monkeypatch, capsys, verb, "--help")[1].split())

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from gristmill.errors import GristmillError
-from gristmill.recipe import dump_recipe, load_recipe
+from gristmill.pipeline import run
+from gristmill.recipe import check_ahead, dump_recipe, load_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 BASE = """name: small
@@ -83,6 +84,46 @@ def test_set_overrides_values_and_removes_stages(tmp_path):
 def test_errors_name_the_line_the_key_and_the_nearest_known_one(tmp_path, text, overrides, said):
     with pytest.raises(GristmillError, match=said):
         load_recipe(write(tmp_path, text), overrides)
+
+
+SFT = """sft:
+  tasks: 4
+  training: {steps: 1, batch_size: 1, learning_rate: 0.01}
+"""
+MARKED = "{% for m in messages %}{{ m.role }}:{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}assistant:{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "template", "said"),
+    [
+        ("{vocab_size: 260}", "", r"tokenizer.vocab_size is 260, but 9 special tokens and the 256 bytes are 265"),
+        ("{special_tokens: [the]}", "", r"tokenizer.special_tokens\[0\] 'the' could be a piece of plain text"),
+        ("{chat_template: none.jinja}", "", r"tokenizer.chat_template is 'none.jinja', which is none of"),
+        ("{chat_template: TEMPLATE}", "{% for %}", r"own.jinja is not a valid chat template"),
+        (
+            "{chat_template: TEMPLATE}",
+            MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "") + PROMPT,
+            r"own.jinja does not mark what the assistant writes, which is what sft and dpo learn",
+        ),
+    ],
+)
+def test_what_the_tokenizer_would_refuse_is_refused_before_the_first_stage(tmp_path, tokenizer, template, said):
+    (tmp_path / "own.jinja").write_text(template)
+    text = BASE.replace("{vocab_size: 512}", tokenizer.replace("TEMPLATE", str(tmp_path / "own.jinja"))) + SFT
+    text = text.replace("collected: {}", f"collected: {{paths: [{{path: {tmp_path}/none, domain: a}}]}}")
+    with pytest.raises(GristmillError, match=said):
+        run(write(tmp_path, text), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_template_that_marks_nothing_is_fine_where_nothing_is_fine_tuned(tmp_path):
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}" + PROMPT)
+    tokenizer = f"{{chat_template: {tmp_path / 'own.jinja'}}}"
+    recipe = load_recipe(write(tmp_path, BASE.replace("{vocab_size: 512}", tokenizer)))
+    check_ahead(recipe)
+    (tmp_path / "own.jinja").write_text(MARKED + PROMPT)
+    check_ahead(load_recipe(write(tmp_path, BASE.replace("{vocab_size: 512}", tokenizer) + SFT)))
 
 
 def test_a_missing_recipe_is_named(tmp_path):

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -194,6 +194,28 @@ def verify(directory: Path | str) -> Manifest:
             f"{directory / MANIFEST} was changed: its contents hash to {expected[:12]}, not its own hash"
         )
     return manifest
+
+
+def check_files(directory: Path | str, names: Iterable[str]) -> None:
+    """Compare a few small files of an artifact with its manifest, as `verify` does all of them.
+
+    GristmillError names the first that was changed, added or taken away. A directory without a manifest is no artifact
+    and is fine as it is.
+    """
+    directory = Path(directory)
+    if not (directory / MANIFEST).is_file():
+        return
+    listed = read_manifest(directory).files
+    for name in names:
+        path = directory / name
+        found = _hash_file(path)["sha256"] if path.is_file() else None
+        if found != listed.get(name, {}).get("sha256"):
+            how = "is missing" if found is None else "was added" if name not in listed else "was changed"
+            raise GristmillError(
+                f"{path} {how} since {directory / MANIFEST} was written, so the model was not trained with it; put the "
+                f"old one back (gristmill verify {directory} lists what differs), or import the model with it as a new "
+                f"one: gristmill import {directory} --out DIR"
+            )
 
 
 def artifact_hash(kind: str, files: Mapping[str, Any], parents: Mapping[str, str], config: Mapping[str, Any]) -> str:

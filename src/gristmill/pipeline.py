@@ -21,7 +21,7 @@ from typing import Any
 from .artifact import Engine, Manifest, build, hash_json, partial_fingerprint, read_manifest, verify, write_text
 from .errors import GristmillError
 from .events import Event, EventLog, read_events
-from .recipe import Recipe, dump_recipe, load_recipe
+from .recipe import Recipe, check_ahead, dump_recipe, load_recipe
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "events", "hardware", "artifact"),
@@ -100,6 +100,7 @@ def run(
     checked = load_recipe(source, overrides)
     directory = Path(run_dir) if run_dir is not None else Path("runs") / checked.name
     plan = plan_stages(checked, first, last)
+    check_ahead(checked)
     with lock(directory):
         log = EventLog(directory / "events.jsonl")
         if on_event is not None:

@@ -85,6 +85,15 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
         raise GristmillError(_first_error(error, path, lines, overridden)) from None
 
 
+def check_ahead(recipe: Recipe) -> None:
+    """What the tokenizer stage and fine-tuning would refuse once the corpus is made: special tokens, the room for them
+    and the chat template. It reads the template's file. GristmillError names the key."""
+    if recipe.tokenizer is not None:
+        from .tokenizer.special import specials_of
+
+        specials_of(recipe.tokenizer, tuned=recipe.sft is not None or recipe.dpo is not None)
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe with every default spelled out, as YAML that `load_recipe` reads back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

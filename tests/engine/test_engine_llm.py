@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 import torch
 from engine_fixtures import greedy_by_full_forward, make_model
+from pydantic import BaseModel
 
+from gristmill.artifact import build
 from gristmill.engine.llm import LLM
 from gristmill.engine.sampling import RequestError, SamplingParams
 from gristmill.errors import GristmillError
+from gristmill.events import EventLog
 from gristmill.weights.hf import save_model
 
 GREEDY = SamplingParams(max_tokens=20, temperature=0.0)
@@ -178,6 +182,54 @@ def test_mistakes_are_named_before_any_work(model, tokenizer, prompts, params, n
 def test_limits_that_cannot_be(model, tokenizer, limits, named):
     with pytest.raises(GristmillError, match=named):
         LLM.from_model(model, tokenizer, **limits)
+
+
+class _NoConfig(BaseModel):
+    pass
+
+
+def artifact(model, tokenizer, directory, log):
+    """A model artifact, as a stage leaves it."""
+
+    def save(config, run):
+        save_model(model, run.out, tokenizer.directory)
+        return {}
+
+    build(
+        directory,
+        kind="model",
+        stage="sft",
+        function=save,
+        config=_NoConfig(),
+        inputs={},
+        seed=0,
+        fingerprint="f",
+        log=log.stage("sft"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("chat_template.jinja", "{{ messages }}", "was changed"),
+        ("chat_template.jinja", None, "is missing"),
+        ("tokenizer_config.json", "{}", "was changed"),
+        ("tokenizer.json", "{}", "was changed"),
+        ("vocab.txt", "a", "was added"),
+    ],
+)
+def test_a_tokenizer_that_is_not_the_models(model, tokenizer, tmp_path, name, change, said):
+    """Whoever changes a template beside trained weights hears of it, before anything is loaded."""
+    directory = tmp_path / "artifacts" / "sft"
+    artifact(model, tokenizer, directory, EventLog(tmp_path / "events.jsonl"))
+    expected = LLM(tmp_path, torch.float32, device="cpu").generate([[0, 7]], GREEDY)
+    path = directory / name
+    path.write_text(change) if change is not None else path.unlink()
+    with pytest.raises(GristmillError, match=rf"{re.escape(str(path))} {said} since .*: gristmill import .* --out DIR"):
+        LLM(directory, torch.float32, device="cpu")
+    if name == "vocab.txt":  # no artifact, so nothing to compare with
+        (directory / "manifest.json").unlink()
+        assert LLM(directory, torch.float32, device="cpu").generate([[0, 7]], GREEDY) == expected
 
 
 def test_a_model_directory(model, tokenizer, tmp_path):

@@ -2,76 +2,29 @@
 
 import math
 
+import model_variants
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from model_variants import BASE, VOCAB, random_ids
 from pydantic import ValidationError
 
-from gristmill.model.attention import AttentionSpec, DocumentAttention, causal_attention, masked_attention
+from gristmill.model.attention import AttentionSpec, causal_attention, masked_attention
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.model.positions import Rotation, rotate, rotations
 
-VOCAB = 37
+SLIDING = {"sliding_window": 4, "attention_pattern": ("sliding",)}
 LINEAR = {"kind": "linear", "factor": 2.0, "original_max_seq_len": 32}
 LATENT = {"kv_rank": 10, "nope_head_dim": 8, "rope_head_dim": 4, "value_head_dim": 6}
 EXPERTS = {"num_experts": 4, "top_k": 1, "intermediate_size": 12}
 
 
 def shape(**changes) -> ModelConfig:
-    base = {
-        "vocab_size": VOCAB,
-        "hidden_size": 24,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 8,
-        "intermediate_size": 40,
-        "max_seq_len": 64,
-    }
-    return ModelConfig(**base | changes)
+    return ModelConfig(**BASE | {"num_layers": 2} | changes)
 
 
 def random_model(seed: int = 0, **changes) -> Decoder:
-    """Weights large enough that attention is far from uniform."""
-    model = Decoder(shape(**changes)).init_weights(seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
-    return model.eval()
-
-
-def random_ids(*size: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(VOCAB, size, generator=torch.Generator().manual_seed(seed))
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    kv_heads=st.integers(1, 3),
-    groups=st.integers(1, 3),
-    half_head=st.integers(1, 5),
-    width=st.integers(1, 4),
-    layers=st.integers(1, 3),
-    wide=st.integers(1, 30),
-    vocab=st.integers(1, 50),
-    tied=st.booleans(),
-)
-def test_parameter_count_is_that_of_the_built_model(kv_heads, groups, half_head, width, layers, wide, vocab, tied):
-    heads = kv_heads * groups
-    config = ModelConfig(
-        vocab_size=vocab,
-        hidden_size=heads * width,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=2 * half_head,
-        intermediate_size=wide,
-        max_seq_len=8,
-        tie_embeddings=tied,
-    )
-    assert sum(parameter.numel() for parameter in Decoder(config).parameters()) == config.num_parameters
+    return model_variants.random_model(shape(**changes), seed)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +56,15 @@ def test_parameter_count_is_that_of_the_built_model(kv_heads, groups, half_head,
         ({"experts": EXPERTS | {"num_groups": 4}}, "group_score"),
         ({"experts": EXPERTS | {"num_groups": 4, "group_score": "max", "top_k": 2}}, "top_k"),
         ({"experts": EXPERTS | {"dense_layers": (2,)}}, "dense_layers"),
+        ({"experts": EXPERTS | {"dense_layers": (0, 0)}}, "dense_layers names a layer twice"),
+        ({"experts": EXPERTS | {"dense_layers": (1, 0)}}, "dense_layers names every layer"),
+        ({"head_dim": 2, "rope_scaling": LINEAR | {"kind": "dynamic"}}, "rope_scaling.kind"),
+        ({"rope_scaling": LINEAR, "sliding_rope_theta": 9.0} | SLIDING, "rope_scaling is for full layers"),
+        ({"positions": "none", "sliding_rope_theta": 9.0} | SLIDING, "sliding_rope_theta"),
+        ({"positions": "alibi", "rope_fraction": 0.5}, "rope_fraction"),
+        ({"rope_theta": 1.0}, "rope_theta"),
+        ({"embedding_scale": math.inf}, "embedding_scale"),
+        ({"rope_scaling": LINEAR | {"factor": math.inf}}, "factor"),
         ({"experts": EXPERTS, "mlp_bias": True}, "mlp_bias"),
         ({"vocab_size": 0}, "vocab_size"),
         ({"layers": 3}, "layers"),
@@ -143,37 +105,6 @@ def test_shifting_all_positions_changes_nothing():
     positions = torch.arange(9).expand(2, 9)
     torch.testing.assert_close(model(ids, positions + 17), model(ids), atol=1e-4, rtol=0)
     assert (model(ids, positions * 2) - model(ids)).abs().max() > 1e-2
-
-
-def test_a_token_changes_no_earlier_logits_and_does_change_its_own():
-    model, ids = random_model(), random_ids(1, 12)
-    before = model(ids)
-    changed = ids.clone()
-    changed[0, 7] = (changed[0, 7] + 1) % VOCAB
-    after = model(changed)
-    torch.testing.assert_close(after[:, :7], before[:, :7], atol=1e-6, rtol=0)
-    assert (after[:, 7:] - before[:, 7:]).abs().amax(-1).min() > 1e-3
-
-
-@pytest.mark.parametrize("restart", [True, False])
-def test_packed_documents_are_as_if_alone(restart):
-    """With positions that start anew at each document, and, since they are relative, with running ones too."""
-    model = random_model()
-    documents = [random_ids(length, seed=length) for length in (5, 1, 7)]
-    segments = torch.cat([torch.full((len(d),), i) for i, d in enumerate(documents)])[None]
-    positions = torch.cat([torch.arange(len(d)) for d in documents])[None] if restart else None
-    packed = model(torch.cat(documents)[None], positions, DocumentAttention(segments))[0]
-    alone = torch.cat([model(d[None])[0] for d in documents])
-    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=0)
-    crossing = model(torch.cat(documents)[None])[0]
-    assert (crossing[5:] - alone[5:]).abs().max() > 1e-2
-
-
-def test_rows_of_a_batch_do_not_meet():
-    model, ids = random_model(), random_ids(5, 8)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    torch.testing.assert_close(model(ids[order]), model(ids)[order], atol=1e-5, rtol=0)
-    torch.testing.assert_close(model(ids[2:3]), model(ids)[2:3], atol=1e-5, rtol=0)
 
 
 def test_attention_is_softmax_of_scaled_products():

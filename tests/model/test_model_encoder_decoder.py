@@ -40,8 +40,8 @@ VARIANTS = {
     "alibi": {"positions": "alibi", "norm_position": "sandwich", "norm": "layernorm", "norm_bias": True},
     "learned": {"positions": "learned", "norm_position": "post", "embedding_norm": True, "qkv_bias": True},
     "sinusoidal": {"positions": "sinusoidal", "norm_position": "output", "output_bias": True, "embedding_scale": 4.0},
-    "sliding": {"sliding_window": 4, "attention_pattern": ("sliding", "full"), "qk_norm": "head"},
-    "sinks": {"learned_sinks": True, "attention_softcap": 6.0, "logit_softcap": 9.0},
+    "sliding": {"sliding_window": 4, "attention_pattern": ("sliding", "full")},
+    "softcap": {"attention_softcap": 6.0, "logit_softcap": 9.0},
 }
 
 
@@ -212,6 +212,9 @@ def test_rows_and_widths_that_cannot_be_are_named():
         ({"positions": "none", "relative_buckets": 2}, r"relative_buckets \(2\) must be even and 4 or more"),
         ({"positions": "none", "relative_buckets": 8, "relative_max_distance": 4}, "relative_max_distance"),
         ({"parallel_block": "shared"}, "parallel_block"),
+        ({"learned_sinks": True}, "learned_sinks is not for encoder-decoders"),
+        ({"qk_norm": "head"}, "qk_norm must be none"),
+        ({"qk_norm": "projection"}, "qk_norm must be none"),
         ({"start_id": 29}, r"start_id \(29\) is not below vocab_size"),
         ({"num_kv_heads": 3}, "num_kv_heads"),
         ({"head_dim": 3}, "head_dim"),

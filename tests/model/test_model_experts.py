@@ -270,14 +270,18 @@ def test_autocast_casts_the_experts_and_not_the_router():
     assert layer.gate_up.grad.abs().max() > 0
 
 
-def test_over_capacity_the_later_tokens_skip_the_expert():
+@pytest.mark.parametrize("padded", [(), (0, 5, 6, 7, 13, 14, 15)])
+def test_over_capacity_the_later_tokens_skip_the_expert(padded):
+    """The capacity is a multiple of the mean load of the tokens that are no padding."""
     layer = mixture(config({"num_experts": 4, "top_k": 2, "capacity_factor": 0.75}))
     x = torch.randn(2, 8, 16)
     flat = x.flatten(0, 1)
     chosen, weights = layer._route(flat)[2:]
-    capacity = math.ceil(0.75 * 32 / 4)
+    real = [token for token in range(16) if token not in padded]
+    room.mark_padding(layer, torch.tensor([token in padded for token in range(16)]).view(2, 8) if padded else None)
+    capacity = math.ceil(0.75 * 2 * len(real) / 4)
     taken, expected, dropped = [0] * 4, torch.zeros_like(flat), 0
-    for token in range(16):
+    for token in real:
         for expert, weight in zip(chosen[token].tolist(), weights[token], strict=True):
             if taken[expert] == capacity:
                 dropped += 1
@@ -288,7 +292,13 @@ def test_over_capacity_the_later_tokens_skip_the_expert():
     assert dropped > 0
     assert torch.allclose(layer(x).flatten(0, 1), expected, atol=TOLERANCE)
     assert layer.routed.counts[-1] == dropped
-    assert layer.routed.counts[:-1].sum() == 32
+    assert layer.routed.counts[:-1].sum() == 2 * len(real)
+    room.mark_padding(layer, None)
+    with room.dropless(layer):
+        assert torch.allclose(layer(x), token_by_token(layer, x), atol=TOLERANCE)
+        assert layer.routed.counts[-1] == 0
+    layer(x)
+    assert layer.routed.counts[-1] > 0
     layer.eval()
     assert torch.allclose(layer(x), token_by_token(layer, x), atol=TOLERANCE)
 
@@ -314,8 +324,6 @@ def test_padding_reaches_only_the_shared_expert_and_fills_no_place():
     alone = layer(x[:, 4:]).detach()
     counts = layer.routed.counts
     room.mark_padding(layer, torch.arange(12)[None] < 4)
-    # the same capacity for 8 tokens as for 12 of which 4 are padding
-    layer.config = layer.config.model_copy(update={"capacity_factor": 8 / 12})
     padded = x.clone().requires_grad_()
     out = layer(padded)
     assert torch.equal(layer.routed.counts, counts)

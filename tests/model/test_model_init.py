@@ -10,7 +10,8 @@ from torch import nn
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from gristmill.model.init import InitScheme, init_weights, learning_rate_scales, mup_shape
+from gristmill.model.init import init_weights, learning_rate_scales, mup_shape
+from gristmill.model.schemes import InitScheme
 
 SHAPE = {
     "vocab_size": 300,
@@ -195,6 +196,24 @@ def test_learning_rate_scales_name_every_parameter():
     assert scales["blocks.0.attention.qkv.bias"] == scales["blocks.0.attention.sinks"] == 1
     assert scales["head.weight"] == scales["blocks.1.feed_forward.down"] == 24 / 96
     assert scales["blocks.1.feed_forward.router.weight"] == 24 / 96
+
+
+def test_the_rates_are_those_of_the_fan_in_where_all_widths_grow_together():
+    """base fan_in / fan_in (Yang et al. 2022, table 3) for every matrix, ranks and experts included."""
+
+    def grown(times):
+        latent = {"nope_head_dim": 16, "rope_head_dim": 8, "value_head_dim": 16}
+        latent |= {"kv_rank": 8 * times, "q_rank": 12 * times}
+        experts = EXPERTS["experts"] | {"intermediate_size": 16 * times, "shared_intermediate_size": 24 * times}
+        return Decoder(ModelConfig(**SHAPE | LATENT | {
+            "hidden_size": 24 * times, "num_heads": 2 * times, "num_kv_heads": 2 * times, "latent": latent,
+            "intermediate_size": 48 * times, "experts": experts, "tie_embeddings": False,
+        }))  # fmt: skip
+
+    base, wide = dict(grown(1).named_parameters()), grown(3)
+    for name, scale in learning_rate_scales(wide, base_width=24).items():
+        if base[name].dim() > 1 and name != "embedding.weight":
+            assert scale == base[name].shape[-1] / wide.get_parameter(name).shape[-1] == 1 / 3, name
 
 
 def stream_after_training(width, scheme, tied, steps=4, base_width=64):

@@ -174,6 +174,17 @@ def test_scaled_frequencies_are_those_of_transformers(name, length):
     assert attention_factor(scaling) == pytest.approx(factor, rel=1e-6)
 
 
+def test_dynamic_scaling_knows_each_rows_own_length():
+    """As in transformers for one row; a neighbour in the batch changes nothing."""
+    model, ids = random_model(variant("rope-dynamic")), random_ids(2, 40)
+    positions = torch.arange(40).expand(2, 40).clone()
+    positions[1] %= 20  # its longest text has 20 tokens
+    both = model(ids, positions)
+    torch.testing.assert_close(both[:1], model(ids[:1], positions[:1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[1:], model(ids[1:], positions[1:]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[:1], model(ids[:1]), atol=1e-5, rtol=0)
+
+
 def test_a_longer_context_moves_the_base_of_dynamic_scaling_for_every_token():
     model, ids = random_model(variant("rope-dynamic")), random_ids(1, 40)
     short = model(ids[:, :16])
@@ -196,7 +207,7 @@ def test_alibi_slopes_are_those_of_bloom(heads):
     from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
     bias = build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)  # [heads, 1, 2]: slope times position
-    assert alibi_slopes(heads) == pytest.approx(bias[:, 0, 1].tolist())
+    assert alibi_slopes(heads, torch.device("cpu")).tolist() == pytest.approx(bias[:, 0, 1].tolist())
 
 
 def test_activations_are_those_of_transformers():

@@ -1,5 +1,7 @@
 """What must hold for every variant, whatever its weights: rows, padding, packing, counting, the cache."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from model_variants import ABSOLUTE, VARIANTS, VOCAB, random_ids, random_model, variant
 
 from gristmill.engine.cache import CacheAttention, SlotCache
+from gristmill.engine.limits import engine_config
 from gristmill.engine.request import Request
 from gristmill.engine.sampling import SamplingParams
 from gristmill.engine.scheduler import Chunk
@@ -58,14 +61,12 @@ def test_padding_changes_nothing(name, side):
     """Padding is a document of its own, and every token keeps its position."""
     config = variant(name)
     model = random_model(config)
-    rows = [random_ids(length, seed=length) for length in (9, 4, 6)]
-    ids, segments, positions = (torch.zeros(3, 9, dtype=torch.long) for _ in range(3))
+    rows = [random_ids(length, seed=length) for length in (20, 4, 17)]  # dynamic scaling begins behind 16
+    ids, segments, positions = (torch.zeros(3, 20, dtype=torch.long) for _ in range(3))
     for number, row in enumerate(rows):
-        place = slice(9 - len(row), 9) if side == "left" else slice(0, len(row))
+        place = slice(20 - len(row), 20) if side == "left" else slice(0, len(row))
         ids[number, place], segments[number, place] = row, 1
         positions[number, place] = torch.arange(len(row))
-    if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
-        assert max(len(row) for row in rows) <= config.rope_scaling.original_max_seq_len
     logits = model(ids, positions, DocumentAttention(segments))
     for number, row in enumerate(rows):
         torch.testing.assert_close(logits[number, segments[number] == 1], model(row[None])[0], **TIGHT)
@@ -171,8 +172,40 @@ def test_what_is_visible_is_what_the_definition_says(time, before, window, sink_
             assert (True if found is None else bool(found[q - before, k])) == (near and (k <= q or not causal))
 
 
+def test_a_window_as_wide_as_the_row_costs_no_mask(monkeypatch):
+    model, ids = random_model(variant("all-sliding", sliding_window=12)), random_ids(1, 12)
+    plain = random_model(variant("grouped"))
+    plain.load_state_dict(model.state_dict())
+    masks = []
+    whole = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *a, **named: masks.append(named["attn_mask"]) or whole(*a, **named),
+    )
+    torch.testing.assert_close(model(ids), plain(ids), **TIGHT)
+    assert masks == [None] * 6
+    model(random_ids(1, 13))
+    assert all(mask is not None for mask in masks[6:])
+
+
+def test_a_model_that_reads_both_ways_is_not_served():
+    config = variant("grouped", causal=False)
+    with pytest.raises(GristmillError, match="causal: false"):
+        engine_config(config, torch.float32, torch.device("cpu"))
+
+
+def test_mscale_is_yarns_alone():
+    scaling = {"factor": 4.0, "original_max_seq_len": 16, "mscale_all_dim": 1.0}
+    linear, yarn = (variant("latent", rope_scaling=scaling | {"kind": kind}) for kind in ("linear", "yarn"))
+    assert linear.query_scale == 12**-0.5
+    assert yarn.query_scale == pytest.approx(12**-0.5 * (0.1 * math.log(4) + 1) ** 2)
+
+
 def test_learned_positions_end():
     model = random_model(variant("learned-positions", max_seq_len=8))
+    with pytest.raises(GristmillError, match="9 tokens is longer than the 8 learned positions"):
+        model(random_ids(1, 2), torch.tensor([[7, 8]]))
     assert model(random_ids(1, 8)).shape == (1, 8, VOCAB)
     with pytest.raises(GristmillError, match="9 tokens is longer than the 8 learned positions"):
         model(random_ids(1, 9))

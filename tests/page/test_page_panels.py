@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from page_run import CONFIGS, EVIL, SHAPE, SOURCES, VOCABULARY, make_run, replace_by_unigram
 
 from gristmill.model.config import ModelConfig
-from gristmill.page.files import Run, tensor_shapes
-from gristmill.page.panel_model import chart_specs, metric_rows, split_of_shape, split_of_tensors, thinned
+from gristmill.model.presets import preset
+from gristmill.page.files import Run
+from gristmill.page.panel_model import chart_specs, metric_rows, thinned
 from gristmill.page.panels import PANELS, panel
 from gristmill.page.play import ROWS, merges, run_tokenizer, tokenize, vocabulary
 from gristmill.page.state import StageState
@@ -159,14 +160,55 @@ def test_long_documents_are_cut_and_their_length_kept(tmp_path):
 
 
 def test_parameters_are_split_as_the_model_counts_them(finished_run):
-    config = {**SHAPE, "vocab_size": VOCABULARY}
-    expected = ModelConfig(**config).num_parameters
-    assert sum(split_of_shape(config).values()) == expected
-    assert sum(split_of_shape({**config, "tie_embeddings": False}).values()) == expected + VOCABULARY * 16
-    from_weights = split_of_tensors(tensor_shapes(finished_run / "artifacts" / "base"))
-    assert from_weights == {part: count for part, count in split_of_shape(config).items() if count}
-    assert table_rows(sections(finished_run, "architecture")["parameters"])[-1][:2] == ["All", expected]
-    assert split_of_shape({"hidden_size": 16}) == {}
+    expected = ModelConfig(**SHAPE, vocab_size=VOCABULARY).num_parameters
+    found = sections(finished_run, "architecture")["parameters"]
+    assert table_rows(found)[-1][:2] == ["All", expected]
+    assert sum(row[1] for row in table_rows(found)[:-1]) == expected
+    assert f"base/ holds {expected:,} numbers" in found["note"]
+
+
+def architecture_of(directory, shape):
+    """The panel of a run whose recipe has this shape, and which has made no model yet."""
+    directory.mkdir()
+    (directory / "recipe.yaml").write_text(json.dumps({"base": {"model": shape}}))
+    return sections(directory, "architecture")
+
+
+def test_experts_and_latent_attention_are_counted_as_the_model_has_them(tmp_path):
+    config = preset("deepseek-v2-lite")
+    found = architecture_of(tmp_path / "run", config.model_dump(mode="json"))
+    rows = {row[0]: row[1] for row in table_rows(found["parameters"])}
+    assert rows["All"] == config.num_parameters == pytest.approx(15.7e9, rel=0.01)
+    assert rows["Met by one token, of its experts"] == config.num_active_parameters
+    assert rows["Routers"] == 26 * 64 * 2048
+    items = {item["label"]: item["value"] for item in found["derived"]["items"]}
+    assert items["KV cache per token, 16 bit"] == 27 * (512 + 64) * 2
+    assert items["weights in 16 bit"] == 2 * config.num_parameters
+    looked_up = config.vocab_size * config.hidden_size
+    norms = table_rows(found["parameters"])[4]
+    assert norms[0] == "Norms"
+    work = 2 * (config.num_active_parameters - looked_up - norms[1])
+    assert items["FLOP per generated token, short context"] == work
+    assert "L * (R + P) b" in found["derived"]["note"]
+    assert dict(table_rows(found["shape"]))["experts.top_k"] == 6
+
+
+def test_what_sliding_windows_can_see_stands_beside_the_whole_cache(tmp_path):
+    found = architecture_of(
+        tmp_path / "run",
+        {**SHAPE, "vocab_size": 9, "sliding_window": 8, "attention_pattern": ["sliding", "full"], "sink_tokens": 2},
+    )
+    items = {item["label"]: item["value"] for item in found["derived"]["items"]}
+    per_layer = 2 * 2 * 4 * 2
+    assert items["KV cache per token, 16 bit"] == 2 * per_layer
+    assert items["KV cache of 64 tokens"] == 64 * 2 * per_layer
+    assert items["of which queries can still see"] == (64 + 10) * per_layer
+    assert dict(table_rows(found["shape"]))["attention_pattern"] == "sliding, full"
+
+
+def test_a_shape_that_is_not_whole_has_no_figures(tmp_path):
+    found = architecture_of(tmp_path / "run", {"hidden_size": 16, "vocab_size": 9})
+    assert set(found) == {"shape"}
 
 
 def test_architecture_is_known_from_the_recipe_before_training(tmp_path):

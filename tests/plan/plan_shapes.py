@@ -15,7 +15,7 @@ def experts(draw, num_layers):
         "top_k": draw(st.integers(1, top_groups * group)),
         "intermediate_size": draw(st.integers(1, 9)),
         "shared_intermediate_size": draw(st.sampled_from([0, 3, 8])),
-        "dense_layers": draw(st.lists(st.integers(0, num_layers - 1), unique=True)),
+        "dense_layers": draw(st.lists(st.integers(0, num_layers - 1), unique=True, max_size=num_layers - 1)),
         "router": draw(st.sampled_from(["softmax", "sigmoid"])),
         "normalize_top_k": draw(st.booleans()),
         "num_groups": groups,

@@ -29,6 +29,13 @@ def test_keys_per_token_are_those_the_masks_leave(config, seq_len):
         assert flops.keys_per_token(config, kind, seq_len, causal_half=False) >= seen / seq_len
 
 
+def test_more_sinks_than_tokens_are_the_tokens():
+    config = preset("gpt2-124m").model_copy(
+        update={"causal": False, "sliding_window": 1, "sink_tokens": 3, "attention_pattern": ("sliding",)}
+    )
+    assert flops.keys_per_token(config, "sliding", 2) == 2.0
+
+
 def counted(config, seq_len, backward):
     """FLOPs of the matrix products that torch sees, for one sequence; attention in its plain form, over all keys."""
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plan_shapes import model_configs
+from pydantic import ValidationError
 
 from gristmill.errors import GristmillError
 from gristmill.model import counts
@@ -84,6 +85,13 @@ def test_the_printed_formulas_give_the_counts(config):
     for part, number in counts.parameters_by_part(config).items():
         if part != "norms":
             assert evaluated(formulas[part], config) == number, formulas[part]
+
+
+def test_a_dense_layer_named_twice_is_refused_rather_than_counted_twice():
+    config = preset("deepseek-v2-lite").model_dump()
+    config["experts"]["dense_layers"] = (0, 0)
+    with pytest.raises(ValidationError, match="dense_layers"):
+        ModelConfig(**config)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

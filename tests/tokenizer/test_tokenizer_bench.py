@@ -139,7 +139,7 @@ def test_the_corpus_of_a_bench(jsonl: Path, tmp_path: Path) -> None:
     held_back = [text for text, split in zip(texts, table["split"].to_pylist(), strict=True) if split == "validation"]
     assert held_back == texts[49::50]
     assert trained == size - sum(len(text.encode()) for text in held_back)
-    with pytest.raises(GristmillError, match="only 0 MB of text were found; name more places with --text"):
+    with pytest.raises(GristmillError, match=r"only 0\.1 MB of text were found; name more places with --text"):
         write_corpus([jsonl], 1, tmp_path / "more")
     jsonl.write_text('{"text": "x"}\n{"body": "y"}\n')
     with pytest.raises(GristmillError, match=r"text\.jsonl, line 2: no object with text under 'text'"):

@@ -22,9 +22,12 @@ from chat_rooms import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_rooms import turn
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from gristmill.errors import GristmillError
+from gristmill.tokenizer.chat import ChatTemplate
 from gristmill.tokenizer.pretokenize import build_pretokenizer
 from gristmill.tokenizer.tokenizer import Tokenizer
 
@@ -196,6 +199,77 @@ def test_arguments_as_a_string_of_json_and_bare_calls(ours: Tokenizer) -> None:
     assert ours.chat_ids_with_mask(text) == ours.chat_ids_with_mask(bare) == ours.chat_ids_with_mask(whole)
     none = [turn("user", "q"), {"role": "assistant", "content": "a", "tool_calls": None}]
     assert ours.chat_ids(none, tools=[]) == ours.chat_ids([turn("user", "q"), turn("assistant", "a")])
+
+
+# What published templates are made of, each construct once: Llama 3.1, Qwen 2.5 and 3, Mistral, Gemma, DeepSeek.
+CONSTRUCTS = (
+    "{%- macro shown(value, deep=true) -%}{%- if value is mapping -%}{%- set seen = namespace(any=false) -%}"
+    "{%- for key, item in value | dictsort -%}{{ ',' if seen.any }}{%- set seen.any = true -%}{{ key }}:"
+    "{{ shown(item) }}"
+    "{%- endfor -%}{%- elif value is string -%}{{ '<' + value + '>' }}{%- elif value is sequence -%}"
+    "{{ value | map('upper') | list if value and value[0] is string else value | length }}{%- else -%}{{ value }}"
+    "{%- endif -%}{%- endmacro -%}{%- set now = strftime_now('%Y') | length -%}{{ now ~ bos_token }}"
+    "{%- if not messages %}{{ raise_exception('no messages') }}{% endif -%}"
+    "{%- for tool in tools or [] %}{{ tool | tojson }}{{ tool | tojson(indent=4) }}{{ shown(tool.function) }}"
+    "{{ (tool | tojson)[:-1] | safe }}{%- for k, v in tool.function.items() if k != 'return' %}{{ k + ':' }}"
+    "{{ v | string }}"
+    "{{ ', ' if not loop.last }}{%- endfor %}{%- endfor -%}"
+    "{%- set users = messages | selectattr('role', 'equalto', 'user') | list -%}"
+    "{%- set ns = namespace(last=messages | length - 1, open=true) -%}{%- for m in messages[::-1] %}"
+    "{%- set index = (messages | length - 1) - loop.index0 %}{%- if ns.open and m.role == 'user' "
+    "and m.content is string and not (m.content.startswith('<r>') and m.content.endswith('</r>')) %}"
+    "{%- set ns.open = false %}"
+    "{%- set ns.last = index %}{%- endif %}{%- endfor -%}"
+    "{%- for m in messages -%}{%- set text = m.get('content') or '' -%}"
+    "{%- if m.role == 'tool' %}{% continue %}{% endif %}"
+    "{%- if '</t>' in text %}{%- set text = text.split('</t>')[-1].lstrip('\n') %}{%- endif -%}"
+    "{{ m['role'].upper() + ' ' + text.strip('\n').rstrip() | trim }}"
+    "{{ '!' if m == users[-1] and loop.index0 == ns.last }}"
+    "{%- if m.tool_calls is defined and m.tool_calls is not none -%}{%- for c in m.tool_calls %}"
+    "{%- set c = c.function if c.function else c %}{{ c.name ~ (c.arguments | tojson) }}"
+    "{%- for k, v in c.arguments | items %}{{ k ~ v }}{%- endfor %}"
+    "{%- if loop.index > 8 %}{% break %}{% endif %}{%- endfor %}{%- endif -%}{%- endfor -%}"
+)
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_what_published_templates_are_made_of(tools: list[dict[str, Any]] | None) -> None:
+    variables = {"bos_token": "<s>", "eos_token": "</s>"}
+    template = ChatTemplate(CONSTRUCTS, "the template", variables, [])
+    for messages in CONVERSATIONS:
+        (expected,), _ = render_jinja_template([messages], chat_template=CONSTRUCTS, tools=tools, **variables)
+        assert template.render(messages, tools=tools).text == expected
+
+
+JOINING = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name + '```json\n' + c.function.arguments "
+    "+ '```' }}{% endfor %}{{ m.content or '' }}{% endfor %}"
+)
+
+
+def joined(*arguments: Any, source: str = JOINING) -> str:
+    template = ChatTemplate(source, "the template", {}, [AddedToken("<|end|>", special=True)])
+    chat = [turn("user", "q"), calls(None, *(call("f", given) for given in arguments)), turn("tool", "r")]
+    rendering = template.render(chat)
+    assert [piece for piece in rendering.pieces if piece.special] == []
+    assert rendering.text == template.render([*chat[:2], turn("tool", "")], continue_final_message=True).text + "r"
+    return rendering.text
+
+
+def test_templates_that_join_arguments_to_text() -> None:
+    """DeepSeek-V3's and R1's templates take arguments as JSON text, as the OpenAI API sends them; others as objects."""
+    assert joined({"a": ["é", "<|end|>"]}, {}) == 'qf```json\n{"a": ["é", "<|end|>"]}```f```json\n{}```r'
+    assert joined('{"a":1}', "", None) == 'qf```json\n{"a":1}```f```json\n{}```f```json\n{}```r'
+    assert joined('{"a":1}', source=JOINING.replace("+ c.function.arguments", "~ (c.function.arguments | tojson)")) == (
+        'qf```json\n{"a": 1}```r'
+    )
+    with pytest.raises(GristmillError, match=r"the template cannot .*: messages\[1\]: no calls"):
+        joined(
+            {},
+            source=JOINING.replace("{{ c", "{{ raise_exception('no calls') if c.function.arguments == '{}' }}{{ c", 1),
+        )
+    with pytest.raises(GristmillError, match=r"the template cannot .*: messages\[1\]: can only concatenate"):
+        joined({}, source=JOINING.replace("c.function.arguments", "c"))
 
 
 def test_content_in_parts(ours: Tokenizer) -> None:

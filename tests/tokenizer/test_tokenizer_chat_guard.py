@@ -200,50 +200,67 @@ def test_templates_reach_nothing_but_their_arguments(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "expression",
+    ("expression", "complaint"),
     [
-        "'a' * 10**9",
-        "10**9 * [1]",
-        "(1, 2) * 10**9",
-        "'%0999999999d' % 1",
-        "'%(a)0999999999d' % {'a': 1}",
-        "'%.999999999f' % 1",
-        "'%*d' % (999999999, 1)",
-        "'%*d' % (-999999999, 1)",
-        "'%6000000d%6000000d' % (1, 1)",
-        "'%0999999999d' | format(1)",
-        "'%*d' | format(999999999, 1)",
-        "'a'.ljust(10**9)",
-        "'a'.rjust(10**9, 'b')",
-        "'a'.center(10**9)",
-        "'a'.zfill(10**9)",
-        "'\t'.expandtabs(tabsize=10**9)",
-        "(1).to_bytes(10**9, 'big')",
-        "'{:>999999999}'.format(1)",
-        "'{:>{}}'.format(1, 999999999)",
-        "'{a:.999999999f}'.format_map({'a': 1.5})",
-        "('{:>999999999}' | safe).format(1)",
-        "'a' | center(10**9)",
-        "'a\nb' | indent(width=10**9)",
-        "[1] | batch(10**9, 'x') | list",
-        "[1] | tojson(indent=10**9)",
+        *((product, "may make values of") for product in ("'a' * 10**9", "10**9 * [1]", "(1, 2) * 10**9")),
+        ("'a\nb' | indent(width=10**9)", "may make values of"),
+        ("'%0999999999d' % 1", "no field in a format wider than 400"),
+        ("'%(a)0999999999d' % {'a': 1}", "no field in a format wider than 400"),
+        ("'%.999999999f' % 1", "no field in a format wider than 400"),
+        ("'%*d' % (999999999, 1)", "no field in a format wider than 400"),
+        ("'%3.*d' % (999999999, 1)", "no field in a format wider than 400"),
+        ("'%0999999999d' | format(1)", "no field in a format wider than 400"),
+        ("'%*d' | format(999999999, 1)", "no field in a format wider than 400"),
+        ("[1] | tojson(indent=10**9)", "tojson indents by at most 400"),
+        ("[1] | tojson(indent='a' * 401)", "tojson indents by at most 400"),
+        ("5 | round(3000000, 'ceil')", "round takes at most 400 digits"),
+        ("5 | round(precision=-401)", "round takes at most 400 digits"),
+        ("strftime_now('%d' * 101)", "strftime_now takes at most 200 characters"),
     ],
 )
-def test_templates_make_no_huge_value_at_one_go(expression: str) -> None:
-    with pytest.raises(
-        GristmillError, match=r"cannot .*: a template may make no value longer than 10,000,000 at one go"
-    ):
+def test_templates_make_no_huge_value_at_one_go(expression: str, complaint: str) -> None:
+    with pytest.raises(GristmillError, match=f"the template cannot render these messages: .*{complaint}"):
         render("{{ " + expression + " }}", [turn("user", "q")])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *("'{0:9999999}'.format(1)", "'{a}'.format_map({'a': 1})", "('{}' | safe).format(1)", "'a'.ljust(9)"),
+        *("'a'.rfind('a')", "'a'.rindex('a')", "'a'.rsplit('a')", "'a'.rpartition('a')", "'a'.encode('punycode')"),
+        *("'a'.center(9)", "'a'.zfill(9)", "'a'.expandtabs(9)", "'a'.translate({})", "(1).to_bytes(9, 'big')"),
+        *("{}.fromkeys([1])", "dict.fromkeys([1])", "{}.copy()", "[1].index(1)", "([1] | map('upper')).send(1)"),
+        "('a' | attr('rfind'))('a')",
+    ],
+)
+def test_methods_that_no_template_uses_are_not_there(call: str) -> None:
+    with pytest.raises(GristmillError, match=r"may not call the method|is undefined|has no attribute"):
+        render("{{ " + call + " }}", [turn("user", "q")])
+
+
+def test_filters_that_no_template_uses_are_not_there() -> None:
+    for name in ("batch", "center", "filesizeformat", "pprint", "random", "slice", "striptags", "truncate", "urlize"):
+        with pytest.raises(
+            GristmillError, match=f"the template is not a valid chat template: No filter named '{name}'"
+        ):
+            render("{{ [1] | " + name + " }}", [turn("user", "q")])
 
 
 def test_products_and_formats_within_bounds() -> None:
     source = (
         "{{ '-' * 3 ~ 2 * 3 ~ 2 ** 3 ~ 7 % 4 ~ 1.5 * 2 ~ [1] * 2 }} {{ '%3d|%s' % (1, 'x') }} "
-        "{{ '%s %s' | format(1, 2) }} {{ '%(a)s' | format(a=1) }} {{ '{} {a:>3}'.format(1, a=2) }} "
-        "{{ '{a}'.format_map({'a': 1}) }} "
-        "{{ 'a'.ljust(2) }}|{{ 'a' | center(3) }}|{{ 'a\nb' | indent(1) }} {{ [1] | batch(2, 0) | list }} {{ 2 ** -1 }}"
+        "{{ '%s %s' | format(1, 2) }} {{ '%(a)s' | format(a=1) }} {{ 'a\nb' | indent(1) }} {{ 2 ** -1 }} "
+        "{{ ' ab '.strip() ~ ' a '.lstrip() ~ 'ab'.rstrip('b') ~ 'a-b'.split('-', 1)[-1] }} "
+        "{{ 'a'.upper() ~ 'A'.lower() }} "
+        "{{ 'ab'.startswith('a') ~ 'ab'.endswith(('b', 'c')) }} {{ 'a b'.title() ~ 'ab'.capitalize() }} "
+        "{{ 'aXa'.replace('a', 'b', 1) ~ '-'.join(['a', 'b']) }} {{ {'a': 1}.get('a') ~ {'a': 1}.get('b', 2) }} "
+        "{{ {'a': 1}.items() | list ~ {'a': 1}.keys() | list ~ {'a': 1}.values() | list }} {{ dict(a=1, b=2) }} "
+        "{{ dict([('a', 1)]) }} {% set c = cycler('x', 'y') %}{{ c.next() ~ c.next() }} {{ 2.5 | round(1) }}"
     )
-    text = "---6833.0[1, 1]   1|x 1 2 1 1   2 1 a | a |a\n b [[1, 0]] 0.5"
+    text = (
+        "---6833.0[1, 1]   1|x 1 2 1 a\n b 0.5 aba ab Aa TrueTrue A BAb bXaa-b 12 [('a', 1)]['a'][1] "
+        "{'a': 1, 'b': 2} {'a': 1} xy 2.5"
+    )
     assert render(source, [turn("user", "q")]).text == text
 
 

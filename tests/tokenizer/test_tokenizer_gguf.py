@@ -22,7 +22,7 @@ from gristmill.tokenizer.formats.sentencepiece import read_model
 from gristmill.tokenizer.pretokenize import build_pretokenizer
 from gristmill.tokenizer.tokenizer import Tokenizer
 from gristmill.tokenizer.train import train_on_texts
-from gristmill.weights.gguf import GGUFFile
+from gristmill.weights.gguf_file import GGUFFile
 
 gguf = pytest.importorskip("gguf")
 

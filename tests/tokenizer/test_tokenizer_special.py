@@ -150,6 +150,31 @@ def test_templates_that_are_refused(tmp_path: Path, source: str, complaint: str)
         specials(chat_template=str(path))
 
 
+def test_a_model_that_will_be_fine_tuned_needs_a_template_that_marks_replies(tmp_path: Path) -> None:
+    path = tmp_path / "own.jinja"
+    path.write_text(OWN.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+    config = TokenizerConfig(chat_template=str(path), special_tokens=("<|turn|>", "<|done|>"))
+    assert specials_of(config).tokens[3:] == ("<|turn|>", "<|done|>")
+    with pytest.raises(
+        GristmillError, match=r"own\.jinja does not mark what the assistant writes, .* \{% generation %\}"
+    ):
+        specials_of(config, tuned=True)
+    path.write_text(OWN)
+    assert specials_of(config, tuned=True) == specials_of(config)
+
+
+@pytest.mark.parametrize(("kind", "room"), [("bpe", 265), ("unigram", 266), ("sentencepiece", 266), ("wordpiece", 256)])
+def test_room_for_special_tokens_and_bytes(kind: str, room: int) -> None:
+    specials(kind=kind, vocab_size=room)
+    if room > 256:
+        with pytest.raises(
+            GristmillError, match=rf"vocab_size is {room - 1}, but \d+ special .* are {room} tokens; raise"
+        ):
+            specials(kind=kind, vocab_size=room - 1)
+    with pytest.raises(GristmillError, match=r"vocab_size is 300, but 4\d\d special tokens"):
+        specials(kind=kind, vocab_size=300, reserved=400)
+
+
 def test_a_template_that_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(GristmillError, match=r"'alpaca', which is none of chatml, llama3, zephyr and cannot be read"):
         specials(chat_template="alpaca")

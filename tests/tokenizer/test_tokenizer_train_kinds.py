@@ -89,8 +89,8 @@ def test_another_process_trains_the_same(kind_directory: Path, tmp_path: Path) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_vocabulary_smaller_than_the_alphabet_is_refused(kind: str, tmp_path: Path) -> None:
     many = "".join(map(chr, range(0xAC00, 0xAE00))) * 50
-    with pytest.raises(GristmillError, match=rf"vocab_size is 256, but the .* characters .* kind {kind}"):
-        train_on_texts(TokenizerConfig(kind=kind, vocab_size=256), [*TEXTS, many], tmp_path)
+    with pytest.raises(GristmillError, match=rf"vocab_size is 300, but the .* characters .* kind {kind}"):
+        train_on_texts(TokenizerConfig(kind=kind, vocab_size=300), [*TEXTS, many], tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)

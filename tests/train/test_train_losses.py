@@ -49,6 +49,20 @@ def test_chunked_cross_entropy_bends_the_logits_as_the_decoder_does(monkeypatch,
     torch.testing.assert_close(grads, torch.autograd.grad(theirs * 2, inputs))
 
 
+def test_without_gradients_none_are_made(monkeypatch):
+    inputs = torch.randn(11, 8).requires_grad_(), torch.randn(17, 8).requires_grad_()
+    targets, weights = torch.randint(0, 17, (11,)), torch.rand(11)
+    expected = weighted_cross_entropy(*inputs, targets, weights)
+
+    def refuse(*_, **__):
+        raise AssertionError("a gradient was made room for")
+
+    for name in ("zeros_like", "empty_like"):
+        monkeypatch.setattr(torch, name, refuse)
+    with torch.no_grad():
+        assert torch.equal(weighted_cross_entropy(*inputs, targets, weights), expected)
+
+
 def test_uniform_logits_cost_log_of_the_vocabulary():
     loss = weighted_cross_entropy(torch.zeros(4, 8), torch.randn(32, 8), torch.arange(4), torch.ones(4))
     assert loss.item() == pytest.approx(4 * math.log(32), rel=1e-6)

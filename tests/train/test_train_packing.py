@@ -105,10 +105,12 @@ def test_an_epoch_reads_every_token_once(tmp_path: Path) -> None:
     ]
 
 
-def test_the_loss_is_that_of_documents_run_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("positions", ["rope", "alibi", "learned", "sinusoidal"])
+def test_the_loss_is_that_of_documents_run_alone(positions: str, tmp_path: Path) -> None:
     lengths = [5, 2, 9, 16, 23, 3, 40, 7, 7, 2]
     store = make_store(tmp_path, {"a": lengths})
-    model = Decoder(SHAPE.model_copy(update={"vocab_size": store.vocab_size})).init_weights(3).requires_grad_(False)
+    shape = SHAPE.model_copy(update={"vocab_size": store.vocab_size, "positions": positions})
+    model = Decoder(shape).init_weights(3).requires_grad_(False)
     made = batches(store, batch_size=1, length=16)
     packed = [next_token_loss(model, made(step)) for step in range(len(made.rows["a"]))]
     total, weight = 0.0, 0.0

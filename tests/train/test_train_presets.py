@@ -1,7 +1,5 @@
 """Presets and initialisation in a recipe, and the parameter groups that follow."""
 
-import typing
-
 import pytest
 import torch
 import yaml
@@ -11,10 +9,9 @@ from gristmill.errors import GristmillError
 from gristmill.events import EventLog, StageLog
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
-from gristmill.model.init import InitScheme as SchemeOfTheModel
 from gristmill.model.presets import preset
 from gristmill.recipe import dump_recipe, load_recipe
-from gristmill.train.config import InitScheme, PretrainConfig, TrainingConfig
+from gristmill.train.config import PretrainConfig, TrainingConfig
 from gristmill.train.data import TokenBatch
 from gristmill.train.groups import parameter_groups
 from gristmill.train.loop import next_token_loss, train
@@ -96,10 +93,6 @@ def test_a_preset_may_come_from_the_command_line(tmp_path):
     model = {"preset": "gristmill-5m"}
     assert recipe(tmp_path, model, ["base.model.preset=gristmill-15m"]).base.model.hidden_size == 256
     assert recipe(tmp_path, model, ["base.model.num_layers=3"]).base.model.num_layers == 3
-
-
-def test_both_names_of_the_schemes_are_one():
-    assert typing.get_args(InitScheme) == typing.get_args(SchemeOfTheModel)
 
 
 def test_the_new_model_is_drawn_by_the_recipes_scheme():

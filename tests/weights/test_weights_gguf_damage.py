@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_weights_gguf_architectures import CASES, VOCAB, byte_level_dir, random_model  # noqa: F401 - a fixture
 
 from gristmill.errors import GristmillError
+from gristmill.tokenizer.formats.gguf import write_tokenizer
 from gristmill.weights.gguf import import_gguf, load_gguf
 from gristmill.weights.gguf_export import export_gguf
 from gristmill.weights.gguf_file import GGUFFile
@@ -188,3 +189,24 @@ def test_absurd_heads_are_refused(head, words, tmp_path):
     (tmp_path / "m.gguf").write_bytes(head)
     with pytest.raises(GristmillError, match=rf"m\.gguf is not a whole GGUF file \(.*{words}"):
         GGUFFile(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokens", 7),
+        ("tokens", ["a", 1]),
+        ("merges", [1]),
+        ("token_type", ["1"]),
+        ("scores", "1.0"),
+        ("bos_token_id", "0"),
+        ("add_bos_token", 1),
+        ("model", ["gpt2"]),
+    ],
+)
+def test_a_tokenizer_of_wrong_types_is_refused(key, value, tmp_path):
+    """Also where only the vocabulary is read, and not by `GGUFFile`."""
+    fields = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b"], "token_type": [1, 1], "merges": []} | {key: value}
+    metadata = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    with pytest.raises(GristmillError, match=rf"m\.gguf: metadata key tokenizer\.ggml\.{key}"):
+        write_tokenizer(metadata.get, Path("m.gguf"), 2, tmp_path)

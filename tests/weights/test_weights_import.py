@@ -11,10 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from gristmill.artifact import verify
+from gristmill.cli.weights import import_verb
+from gristmill.engine.llm import LLM
 from gristmill.errors import GristmillError
 from gristmill.events import StageLog
 from gristmill.tokenizer.tokenizer import Tokenizer
-from gristmill.weights import packages
+from gristmill.weights import importing, packages
+from gristmill.weights.exporting import export_model
 from gristmill.weights.gguf import import_gguf
 from gristmill.weights.hf import save_model
 from gristmill.weights.importing import import_model
@@ -87,6 +90,108 @@ def test_a_model_that_computes_nan_is_refused(source, random_model, tokenizer_di
     with pytest.raises(GristmillError, match="logits"):
         import_model(str(tmp_path / "huge"), tmp_path / "out", LOG)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_never_replaced_by_a_directory(source, tmp_path):
+    (tmp_path / "sm.gguf").write_bytes(b"mine")
+    with pytest.raises(GristmillError, match=r"sm\.gguf is a file"):
+        import_model(str(source), tmp_path / "sm.gguf", LOG)
+    assert (tmp_path / "sm.gguf").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-0.5B", "Mistral-7B-v0.1", "."])
+def test_the_directory_is_named_like_the_source(source, name, tmp_path, monkeypatch):
+    source.rename(tmp_path / "Qwen2.5-0.5B") if name == "." else source.rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path / "Qwen2.5-0.5B" if name == "." else tmp_path)
+    import_verb(name)
+    wanted = "Qwen2.5-0.5B" if name == "." else name
+    assert [path.name for path in Path("models").iterdir()] == [wanted]
+
+
+def test_import_into_where_one_stands(source, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    import_model(str(source), Path("."), LOG)
+    verify(tmp_path / "here")
+
+
+def without_names(directory: Path) -> None:
+    (directory / "tokenizer_config.json").write_text("{}")
+    for name in ("special_tokens_map.json", "chat_template.jinja", "generation_config.json"):
+        (directory / name).unlink()
+
+
+def test_ids_of_special_tokens_are_those_that_the_model_states(source, tmp_path):
+    settings = json.loads((source / "config.json").read_text())
+    stated = {"bos_token_id": 7, "eos_token_id": [2, 3], "pad_token_id": -1}
+    (source / "config.json").write_text(json.dumps(settings | stated))
+    import_model(str(source), tmp_path / "named", LOG)
+    written = json.loads((tmp_path / "named" / "config.json").read_text())
+    assert {key: written[key] for key in stated} == stated | {"pad_token_id": 2}  # which the tokenizer names
+    without_names(source)
+    import_model(str(source), tmp_path / "unnamed", LOG)
+    written = json.loads((tmp_path / "unnamed" / "config.json").read_text())
+    assert {key: written[key] for key in stated} == stated | {"pad_token_id": None}
+    generation = json.loads((tmp_path / "unnamed" / "generation_config.json").read_text())
+    # 4 is <|im_end|>, which ends a reply by its name alone
+    assert generation == {"bos_token_id": 7, "eos_token_id": [2, 3, 4]}
+    export_model(tmp_path / "unnamed", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [2, 3]
+
+
+def add_token(directory: Path, token_id: int, **values) -> None:
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer["added_tokens"].append({"id": token_id, "content": "<image_soft_token>", **flags, **values})
+    path.write_text(json.dumps(tokenizer))
+
+
+def test_special_tokens_without_a_row_are_left_alone(random_model, tokenizer_dir, tmp_path):
+    """As in text-only Gemma 3, whose tokenizer knows one token more than the model has rows."""
+    source = tmp_path / "source"
+    save_model(random_model(vocab_size=31), source, tokenizer_dir)
+    path = source / "tokenizer.json"
+    cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": cut, "decoder": cut}))
+    add_token(source, 31)
+    import_model(str(source), tmp_path / "out", LOG)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    tokenizer = Tokenizer.load(tmp_path / "out")
+    assert tokenizer.vocab_size == 32
+    assert 31 not in tokenizer.encode("a<image_soft_token>b")
+    assert LLM(tmp_path / "out").engine.vocab_size == 31
+
+
+@pytest.mark.parametrize("how", ["plain", "named", "vocabulary"])
+def test_other_tokens_without_a_row_are_refused(source, tmp_path, how):
+    add_token(source, 40, special=how != "plain")
+    if how == "named":
+        settings = json.loads((source / "tokenizer_config.json").read_text())
+        (source / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<image_soft_token>"}))
+    if how == "vocabulary":
+        tokenizer = json.loads((source / "tokenizer.json").read_text())
+        tokenizer["model"]["vocab"]["zz"] = 41
+        (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(GristmillError) as caught:
+        import_model(str(source), tmp_path / "out", LOG)
+    assert str(caught.value).startswith(f"{source / 'tokenizer.json'} holds id {41 if how == 'vocabulary' else 40}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_last_check_takes_no_wider_type(source, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(importing, "load_model", lambda path, dtype: seen.append(dtype) or load_model(path, dtype))
+    for dtype in ("bfloat16", "float16", "float32"):
+        import_model(str(source), tmp_path / dtype, LOG, dtype=dtype)
+    assert seen == [torch.bfloat16] * 2 + [torch.float16, torch.bfloat16] + [torch.float32] * 2
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_encoders_are_named_with_their_reader(source, kind, tmp_path):
+    (source / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(GristmillError, match=f"{kind.upper()}; .*load_encoder"):
+        import_model(str(source), tmp_path / "out", LOG)
 
 
 @pytest.fixture

@@ -164,3 +164,29 @@ def test_our_own_key_may_not_change_what_is_computed():
     refused(settings_of("llama", gristmill={"rope_theta": 5.0}), "gristmill says rope_theta = 5.0", "contradicts")
     refused(settings_of("llama", gristmill={"no_such": 5.0}), "no_such")
     refused(settings_of("llama", gristmill=[1]), "gristmill must be an object")
+
+
+@pytest.mark.parametrize(
+    ("published", "scaling", "longest"),
+    [
+        (32_768, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 131_072),  # Qwen 2.5
+        (40_960, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 131_072),  # Qwen 3
+        (163_840, {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}, 163_840),  # DeepSeek
+        (200_000, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 200_000),
+        (131_072, {"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 8192}, 131_072),
+    ],
+)
+def test_yarn_reaches_as_far_as_its_factor(published, scaling, longest):
+    family, config = read_config(
+        settings_of("qwen2", max_position_embeddings=published, rope_scaling=scaling, rope_parameters=None), PATH
+    )
+    assert config.max_seq_len == longest
+    assert read_config(write_config(family, config), PATH) == (family, config)
+
+
+def test_a_shorter_context_than_yarn_would_reach_is_kept():
+    scaling = {"kind": "yarn", "factor": 4.0, "original_max_seq_len": 32}
+    config = ModelConfig(**BASE | {"max_seq_len": 64, "rope_scaling": scaling})
+    settings = write_config(FAMILIES[0], config)
+    assert settings["max_position_embeddings"] == 64
+    assert read_config(settings, PATH)[1] == config

@@ -18,11 +18,11 @@ from ..artifact import Figures, StageRun, write_json, write_text
 from ..errors import GristmillError
 from ..evaluate.tasks import Task, is_correct, make_tasks
 from ..model.decoder import Decoder
-from ..model.experts import mark_padding
+from ..model.experts import dropless, mark_padding
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.config import TrainingConfig
 from ..train.data import TokenBatch, check_lengths, epoch_indices, pad_examples
-from ..train.loop import LossSum, autocast, behind_last_target, resolve_device, resolve_precision, train
+from ..train.loop import LossSum, autocast, behind_last_target, on_device, resolve_device, resolve_precision, train
 from ..train.losses import token_logprobs
 from ..weights.hf import save_model
 from ..weights.load import load_model
@@ -77,7 +77,8 @@ def dpo(config: DPOConfig, run: StageRun) -> Figures:
 
     loss = partial(_loss, beta=config.beta)
     split = partial(PairBatch.split, size=config.training.micro_batch_size)
-    result = train(model, batch_at, split, loss, config.training, run)
+    with dropless(model):  # as the reference was made: what skips an expert depends on the batch
+        result = train(model, batch_at, split, loss, config.training, run)
     model.to("cpu")
     after = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
     save_model(model, run.out, run.inputs["sft"])
@@ -149,21 +150,25 @@ def _reference(
     device = resolve_device(training.device)
     model.to(device)
     batches = [pad_examples(examples[i : i + 64], pad_id) for i in range(0, len(examples), 64)]
-    with autocast(resolve_precision(training.precision, device), device):
-        return torch.cat([_reply_logprobs(model, batch).cpu() for batch in batches])
+    try:
+        with autocast(resolve_precision(training.precision, device), device), dropless(model):
+            return torch.cat([_reply_logprobs(model, batch).cpu() for batch in batches])
+    finally:
+        mark_padding(model, None)
 
 
 def _reply_logprobs(model: Decoder, batch: TokenBatch) -> Tensor:
     device = model.embedding.weight.device
     mark_padding(model, behind_last_target(batch.weights_BT, device))
-    logits = model(batch.inputs_BT.to(device))
-    return sequence_logprobs(token_logprobs(logits, batch.targets_BT.to(device)), batch.weights_BT.to(device))
+    logits = model(on_device(batch.inputs_BT, device))
+    logprobs = token_logprobs(logits, on_device(batch.targets_BT, device))
+    return sequence_logprobs(logprobs, on_device(batch.weights_BT, device))
 
 
 def _loss(model: Decoder, batch: PairBatch, beta: float) -> LossSum:
     logprobs = _reply_logprobs(model, batch.tokens)
     chosen, rejected = logprobs.chunk(2)
-    reference_chosen, reference_rejected = batch.reference.to(logprobs.device).chunk(2)
+    reference_chosen, reference_rejected = on_device(batch.reference, logprobs.device).chunk(2)
     losses, margins = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta)
-    sums = {"margin": float(margins.sum()), "margin_accuracy": float((margins > 0).float().sum())}
+    sums = {"margin": margins.sum(), "margin_accuracy": (margins > 0).sum()}
     return LossSum(losses.sum(), float(len(losses)), sums)

@@ -10,6 +10,7 @@ import torch
 from ..artifact import Figures, StageRun, write_json, write_text
 from ..evaluate.tasks import Task, make_tasks
 from ..model.decoder import Decoder
+from ..model.experts import dropless
 from ..tokenizer.store import TokenStore
 from ..tokenizer.tokenizer import Tokenizer, check_same
 from ..train.data import ConversationBatches, PretrainBatches, TokenBatch, check_lengths
@@ -39,7 +40,8 @@ def sft(config: SFTConfig, run: StageRun) -> Figures:
     def split(parts: list[TokenBatch]) -> list[TokenBatch]:
         return [micro for part in parts for micro in part.split(config.training.micro_batch_size)]
 
-    result = train(model, parts_at, split, next_token_loss, config.training, run)
+    with dropless(model):  # no answer is to be learned without an expert that it is given with
+        result = train(model, parts_at, split, next_token_loss, config.training, run)
     model.to("cpu")
     after = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
     save_model(model, run.out, run.inputs["base"])

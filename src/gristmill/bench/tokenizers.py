@@ -168,7 +168,7 @@ def write_corpus(sources: list[Path], megabytes: float, directory: Path) -> tupl
             if size >= megabytes * 1e6:
                 break
     if size < megabytes * 1e6:
-        raise GristmillError(f"only {size / 1e6:.0f} MB of text were found; name more places with --text")
+        raise GristmillError(f"only {size / 1e6:,.1f} MB of text were found; name more places with --text")
     write_json(directory / "report.json", {"weights": {DOMAIN: 1.0}})
     return documents, size, trained
 

@@ -29,6 +29,7 @@ from .common import (
     WorkersOption,
     build_alone,
     locate,
+    plain_words,
     run_recipe,
     sampling,
 )
@@ -262,7 +263,7 @@ def main() -> NoReturn:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error)
             sys.exit(1)
-        _fail(f"{error.format_message()}{_usage_hint(error)}", error)
+        _fail(f"{plain_words(error.format_message())}{_usage_hint(error)}", error)
     except (KeyboardInterrupt, typer.Abort) as error:
         _fail("interrupted; finished work is kept, the same command goes on", error)
     except GristmillError as error:

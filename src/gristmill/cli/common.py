@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,6 +86,13 @@ def build_alone(out: Path, kind: str, stage: str, function: Any, config: Any, in
             log=stage_log(stage, shown),
         )
     typer.echo(f"{out}: {brief(manifest.figures)}")
+
+
+def plain_words(message: str) -> str:
+    """A message of pydantic's, with which typer checks options too, without its prose: `must be an integer`."""
+    message = message.replace("Value error, ", "").replace("Input should be", "must be")
+    message = re.sub(r", unable to (parse string as an? \w+|interpret input)", "", message)
+    return re.sub(r"\ba valid ", "a ", re.sub(r"\ba valid (?=[aeiou])", "an ", message))
 
 
 def locate(model: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
@@ -12,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import GristmillError
+from .common import plain_words
 
 if TYPE_CHECKING:
     from ..model.config import ModelConfig
@@ -53,15 +55,35 @@ def model(
     from ..plan.model import plan_model
     from ..plan.parameters import symbols
 
-    config = override(shape_of(target), overrides or [])
+    source = source_of(target)
+    config = override(shape_of(source), overrides or [])
     length = config.max_seq_len if seq_len is None else seq_len
     quantities = plan_model(config, length, dtype)
     if as_json:
-        head = {"model": target, "seq_len": length, "dtype": dtype, "config": config.model_dump(mode="json")}
+        head = {
+            "model": target,
+            "source": source,
+            "seq_len": length,
+            "dtype": dtype,
+            "config": config.model_dump(mode="json"),
+        }
         typer.echo(json.dumps(head | {"quantities": [quantity.as_json() for quantity in quantities]}, indent=2))
     else:
         meaning = " ".join(f"{symbol}={value}" for symbol, value in symbols(config).items())
-        _print_table(f"{target}: {length:,} tokens, {dtype}\n{meaning}", quantities)
+        _print_figures(f"{source}: {length:,} tokens, {dtype}", meaning, quantities)
+
+
+def source_of(target: str) -> str:
+    """What is read for a user's MODEL: of a run directory its model, or its recipe where it has none yet."""
+    from ..weights.locate import locate_model
+
+    path = Path(target)
+    if (path / "config.json").is_file() or not (path / "recipe.yaml").is_file():
+        return target
+    try:
+        return str(locate_model(path))
+    except GristmillError:
+        return str(path / "recipe.yaml")
 
 
 def shape_of(target: str) -> ModelConfig:
@@ -81,8 +103,8 @@ def shape_of(target: str) -> ModelConfig:
         return _of_config_file(path) if path.suffix == ".json" else _of_recipe(path)
     if (path / "config.json").is_file():
         return _of_config_file(path / "config.json")
-    if (path / "recipe.yaml").is_file():
-        return _of_run(path)
+    if (source := source_of(target)) != target:
+        return shape_of(source)
     raise GristmillError(f"{target} is neither a model directory (no config.json) nor a run directory (no recipe.yaml)")
 
 
@@ -137,7 +159,7 @@ def _refuse(error: ValidationError) -> NoReturn:
     if first["type"] == "value_error":
         what = str(first["ctx"]["error"])
     else:
-        what = "is required" if first["type"] == "missing" else f"{first['msg']}, not {first['input']!r}"
+        what = "is required" if first["type"] == "missing" else f"{plain_words(first['msg'])}, not {first['input']!r}"
     raise GristmillError(f"--set: {where + ': ' if where else ''}{what}") from None
 
 
@@ -159,17 +181,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _of_run(run: Path) -> ModelConfig:
-    """That of the run's model, or of its recipe where it has none yet."""
-    from ..weights.locate import locate_model
-
-    try:
-        model = locate_model(run)
-    except GristmillError:
-        return _of_recipe(run / "recipe.yaml")
-    return _of_config_file(model / "config.json")
-
-
 def _of_recipe(path: Path) -> ModelConfig:
     from ..model.config import ModelConfig
     from ..recipe import load_recipe
@@ -183,20 +194,35 @@ def _of_recipe(path: Path) -> ModelConfig:
     return ModelConfig(vocab_size=vocab_size, **recipe.base.model.model_dump())
 
 
-def _print_table(title: str, quantities: list[Quantity]) -> None:
-    """One line a figure, grouped by the first part of the ids; formulas give way on a narrow terminal."""
+def _print_figures(title: str, meaning: str, quantities: list[Quantity]) -> None:
+    """A line for each figure, grouped by the first part of the ids; a formula that does not fit behind its figure
+    stands on lines of its own, whole words together."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="dim", overflow="fold")
+    console = Console(highlight=False)
+
+    def put(line: str, formula: str = "") -> None:
+        console.print(Text.assemble(line, (formula, "dim")), soft_wrap=True)
+
+    def wrapped(text: str, indent: str) -> list[str]:
+        width = max(console.width, 30)
+        return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+
+    put(title)
+    for line in wrapped(meaning, ""):
+        put(line)
+    rows = [(*quantity.id.partition(".")[::2], quantity.shown(), quantity.formula) for quantity in quantities]
+    names, figures = max(len(name) for _, name, _, _ in rows), max(len(shown) for _, _, shown, _ in rows)
     group = ""
-    for quantity in quantities:
-        first, _, name = quantity.id.partition(".")
+    for first, name, shown, formula in rows:
         if first != group:
-            table.add_row(f"{'' if not group else chr(10)}{first}", "", "")
+            put(f"{chr(10) if group else ''}{first}")
             group = first
-        table.add_row(f"  {name}", quantity.shown(), quantity.formula)
-    Console(highlight=False).print(table)
+        line = f"  {name:<{names}}  {shown:>{figures}}"
+        if len(line) + 2 + len(formula) <= console.width:
+            put(f"{line}  ", formula)
+            continue
+        put(line)
+        for part in wrapped(formula, " " * 6):
+            put("", part)

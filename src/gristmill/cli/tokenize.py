@@ -48,6 +48,15 @@ class ExportFormat(StrEnum):
     sentencepiece = "sentencepiece"
 
 
+def _export_format(name: str) -> ExportFormat:
+    if name == "gguf":
+        message = "a GGUF file holds a model with its tokenizer; write one with: gristmill export MODEL --to gguf"
+        raise GristmillError(f"--format gguf: {message}")
+    if name not in list(ExportFormat):
+        raise GristmillError(f"--format {name!r} is not one of {', '.join(ExportFormat)}")
+    return ExportFormat(name)
+
+
 @tokenize_app.command()
 def train(
     recipe: RecipeArgument,
@@ -177,7 +186,14 @@ def import_verb(
 def export_verb(
     tokenizer: TokenizerArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file, or for huggingface the directory, to write.")],
-    form: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.huggingface,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar=f"[{'|'.join(ExportFormat)}]",
+            help="What to write; a ranks file of tiktoken comes with a .json beside it.",
+        ),
+    ] = ExportFormat.huggingface.value,
 ) -> None:
     """Write a tokenizer for another program.
 
@@ -185,12 +201,13 @@ def export_verb(
     """
     from ..tokenizer.formats.exchange import export_tokenizer
 
-    if form is ExportFormat.huggingface:
+    chosen = _export_format(form)
+    if chosen is ExportFormat.huggingface:
         _check_new(out)
     elif out.is_dir():
         raise GristmillError(f"{out} is a directory; name the file to write")
-    export_tokenizer(_load(tokenizer), form.value, out)
-    typer.echo(f"{out}: written")
+    written = export_tokenizer(_load(tokenizer), chosen.value, out)
+    typer.echo(f"{' and '.join(map(str, written))}: written")
 
 
 @tokenize_app.command()
@@ -205,9 +222,11 @@ def report(
     references: Annotated[
         str,
         typer.Option(
-            "--references", metavar="NAMES|all", help="Vocabularies to show beside, by name or path, by commas."
+            "--references",
+            metavar="NAMES|all|none",
+            help="Vocabularies to show beside, by name or path, by commas; default none.",
         ),
-    ] = "",
+    ] = "none",
     packages: Annotated[
         list[Path] | None,
         typer.Option("--packages", metavar="DIR", help="Where packages with vocabularies lie too; repeatable."),
@@ -235,7 +254,7 @@ def report(
     from ..tokenizer.report.parallel import installed_text, parallel_text
     from ..tokenizer.report.references import find_references
 
-    names = [name.strip() for name in references.split(",") if name.strip()]
+    names = [name for name in map(str.strip, references.split(",")) if name not in ("", "none")]
     found, absent = find_references(names, packages or [])
     entries = [_own(target)] if target is not None else []
     entries += [reports.reference_entry(reference) for reference in found]

@@ -28,6 +28,8 @@ def engine_config(
 
     `max_model_len` defaults to the model's own, `max_num_seqs` to 64 or as many as half of the free memory holds.
     """
+    if not model.causal:
+        raise GristmillError("this model reads in both directions (causal: false): it writes no text, nothing to serve")
     if max_model_len is None:
         max_model_len = model.max_seq_len
     if not 0 < max_model_len <= model.max_seq_len:

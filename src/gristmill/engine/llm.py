@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from ..artifact import check_files
 from ..errors import GristmillError
 from ..model.decoder import Decoder
-from ..tokenizer.tokenizer import Tokenizer
+from ..tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from ..weights.load import load_model
 from ..weights.locate import locate_model
 from .engine import Engine
@@ -52,9 +53,11 @@ class LLM:
         """Load a model directory, or the last aligned model of a run directory.
 
         `device` defaults to CUDA where there is a GPU, `dtype` to bfloat16 there and float32 on the CPU. The limits
-        are those of `EngineConfig`; `max_num_seqs` defaults to 64 or what fits in memory.
+        are those of `EngineConfig`; `max_num_seqs` defaults to 64 or what fits in memory. GristmillError where the
+        directory is an artifact and the files of its tokenizer are not those that it was made with.
         """
         directory = locate_model(path)
+        check_files(directory, TOKENIZER_FILES)
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(directory, dtype=_dtype(dtype, where), device=where)
         self._init(

@@ -85,12 +85,18 @@ def masked_attention(
     A query that may look nowhere gets zeros.
     """
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKE))
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:  # repeated rather than enable_gqa: the CPU's flash kernel takes only equal head counts
-        k = k.repeat_interleave(groups, dim=1)
-        v = v.repeat_interleave(groups, dim=1)
     time, keys = q.shape[2], k.shape[2]
-    if spec.plain and mask is None and spec.window is None and (time == keys or not spec.causal):
+    in_place = query_at is None and key_at is None
+    windowed = spec.window is not None and (spec.window < keys or not in_place)
+    simple = spec.plain and mask is None and not windowed and (time == keys or not spec.causal)
+    if simple and q.device.type == "cuda":  # whose kernels for scores without a mask share key heads themselves
+        return _products(spec, q, k, v, None, is_causal=spec.causal).transpose(1, 2)
+    groups = q.shape[1] // k.shape[1]
+    if k.shape[1] == 1:
+        k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
+    elif groups > 1:
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    if simple:
         return _products(spec, q, k, v, None, is_causal=spec.causal).transpose(1, 2)
     if key_at is None:
         key_at = torch.arange(keys, device=q.device)
@@ -128,7 +134,7 @@ def score_bias(spec: AttentionSpec, query_at: Tensor, key_at: Tensor) -> Tensor:
     """What is added to the scaled scores, float32 `[H, T, S]` or `[B, H, T, S]`."""
     total: Tensor | None = None
     if spec.alibi:
-        slopes = torch.tensor(alibi_slopes(spec.num_heads), device=query_at.device)
+        slopes = alibi_slopes(spec.num_heads, query_at.device)
         distance = (query_at[..., :, None] - key_at[..., None, :]).abs()
         total = -slopes[:, None, None] * distance[..., None, :, :]
     if spec.bias is not None:
@@ -138,13 +144,14 @@ def score_bias(spec: AttentionSpec, query_at: Tensor, key_at: Tensor) -> Tensor:
     return total
 
 
-def alibi_slopes(num_heads: int) -> list[float]:
-    """The penalty per token of distance of each head (Press et al. 2022): a geometric sequence from 2^(-8/n) for n
-    heads, a power of two; other numbers take every second one of the next power's for the heads that are left."""
+def alibi_slopes(num_heads: int, device: torch.device) -> Tensor:
+    """The penalty per token of distance of each head (Press et al. 2022), float32 `[H]`: a geometric sequence from
+    2^(-8/n) for n heads, a power of two; other numbers take every second one of the next power's for the heads that
+    are left."""
     power = 2 ** math.floor(math.log2(num_heads))
-    slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
-    more = [2 ** (-4 * (head + 1) / power) for head in range(0, 2 * power, 2)]
-    return slopes + more[: num_heads - power]
+    head = torch.arange(num_heads, device=device, dtype=torch.float32)
+    exponent = torch.where(head < power, 8 * (head + 1), 4 * (2 * (head - power) + 1))
+    return torch.exp2(-exponent / power)
 
 
 def _products(
@@ -157,7 +164,10 @@ def _products(
             return F.scaled_dot_product_attention(
                 q.float(), k.float(), v.float(), attn_mask=mask, is_causal=is_causal, scale=spec.scale
             ).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=spec.scale)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal, scale=spec.scale, enable_gqa=grouped
+    )
 
 
 def _written_out(

@@ -17,7 +17,7 @@ class LatentAttention(BaseModel):
     """Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values are made from one narrow vector a token,
     which is all that a cache has to keep."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kv_rank: int = Field(gt=0, description="Width of the vector that keys and values are made from.")
     q_rank: int | None = Field(default=None, gt=0, description="Width that queries pass through; none by default.")
@@ -30,7 +30,7 @@ class LatentAttention(BaseModel):
 class RopeScaling(BaseModel):
     """How rotary frequencies change so that a model reads further than it was trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["linear", "dynamic", "yarn", "llama3"] = Field(
         description="linear (position interpolation), dynamic (NTK by length), yarn, or llama3 (by wavelength)."
@@ -68,7 +68,7 @@ class RopeScaling(BaseModel):
 class Experts(BaseModel):
     """A mixture of experts in place of the feed-forward layer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     num_experts: int = Field(gt=1, description="Routed experts per layer.")
     top_k: int = Field(gt=0, description="Experts per token.")
@@ -93,7 +93,7 @@ class Experts(BaseModel):
     capacity_factor: float | None = Field(
         default=None,
         gt=0,
-        description="Most tokens per expert over the mean, while training; the rest skip it. No limit (dropless) "
+        description="Most tokens per expert over the mean, while pre-training; the rest skip it. No limit (dropless) "
         "by default.",
     )
 
@@ -116,7 +116,7 @@ class Experts(BaseModel):
 class ModelShape(BaseModel):
     """A transformer without its vocabulary. The defaults are a Llama: pre-norm RMSNorm, rotary positions, SwiGLU."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     hidden_size: int = Field(gt=0, description="Width of the residual stream.")
     num_layers: int = Field(gt=0, description="Number of blocks.")
@@ -147,10 +147,10 @@ class ModelShape(BaseModel):
     positions: Literal["rope", "alibi", "learned", "sinusoidal", "none"] = Field(
         default="rope", description="How the model knows the order of tokens."
     )
-    rope_theta: float = Field(default=10_000.0, gt=0, description="Base of the rotary frequencies.")
+    rope_theta: float = Field(default=10_000.0, gt=1, description="Base of the rotary frequencies.")
     rope_fraction: float = Field(default=1.0, gt=0, le=1, description="Share of a head that rotates, its first part.")
     rope_scaling: RopeScaling | None = Field(default=None, description="Longer contexts; not for sliding layers.")
-    sliding_rope_theta: float | None = Field(default=None, gt=0, description="Base in sliding layers, if another.")
+    sliding_rope_theta: float | None = Field(default=None, gt=1, description="Base in sliding layers, if another.")
 
     norm: Literal["rmsnorm", "layernorm"] = Field(default="rmsnorm", description="Kind of the norms.")
     norm_position: Literal["pre", "post", "sandwich", "output"] = Field(
@@ -185,7 +185,7 @@ class ModelShape(BaseModel):
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) is not a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.positions == "rope" and (self.rotary_dim % 2 or self.rotary_dim == 0):
-            part = "latent.rope_head_dim" if self.latent else "head_dim times rope_fraction"
+            part = "latent.rope_head_dim" if self.latent is not None else "head_dim times rope_fraction"
             raise ValueError(f"{part} ({self.rotary_dim}) must be even and above 0: rotary positions turn pairs")
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size ({self.hidden_size}) must be even for sinusoidal positions")
@@ -201,7 +201,14 @@ class ModelShape(BaseModel):
              "names no sliding layer, but sliding_window is set"),
             ("sink_tokens", self.sink_tokens > 0 and self.sliding_window is None, "needs sliding_window"),
             ("rope_scaling", self.rope_scaling is not None and self.positions != "rope", "needs positions: rope"),
+            ("rope_scaling", self.rope_scaling is not None and self.sliding_rope_theta is not None
+             and "full" not in self.attention_pattern, "is for full layers, and attention_pattern names none"),
+            ("rope_scaling.kind", self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
+             and self.rotary_dim < 4, "dynamic needs at least 4 rotating channels"),
             ("rope_fraction", self.rope_fraction != 1 and self.latent is not None, "has no place in latent attention"),
+            ("rope_fraction", self.rope_fraction != 1 and self.positions != "rope", "needs positions: rope"),
+            ("sliding_rope_theta", self.sliding_rope_theta is not None and self.positions != "rope",
+             "needs positions: rope"),
             ("sliding_rope_theta", self.sliding_rope_theta is not None and not self.sliding_window,
              "needs sliding_window"),
             ("norm_bias", self.norm_bias and self.norm != "layernorm", "needs norm: layernorm"),
@@ -217,6 +224,10 @@ class ModelShape(BaseModel):
         if self.experts is not None:
             if outside := [layer for layer in self.experts.dense_layers if not 0 <= layer < self.num_layers]:
                 raise ValueError(f"experts.dense_layers names layer {outside[0]}, the last is {self.num_layers - 1}")
+            if len(set(self.experts.dense_layers)) < len(self.experts.dense_layers):
+                raise ValueError("experts.dense_layers names a layer twice")
+            if len(self.experts.dense_layers) == self.num_layers:
+                raise ValueError("experts.dense_layers names every layer: leave experts out instead")
             if self.mlp_bias:
                 raise ValueError("mlp_bias is not for experts")
         return self
@@ -233,12 +244,12 @@ class ModelShape(BaseModel):
     @property
     def rotary_dim(self) -> int:
         """Channels of a head that rotate."""
-        return self.latent.rope_head_dim if self.latent else int(self.head_dim * self.rope_fraction)
+        return self.latent.rope_head_dim if self.latent is not None else int(self.head_dim * self.rope_fraction)
 
     @property
     def value_dim(self) -> int:
         """Width of a value head."""
-        return self.latent.value_head_dim if self.latent else self.head_dim
+        return self.latent.value_head_dim if self.latent is not None else self.head_dim
 
     @property
     def query_scale(self) -> float:
@@ -246,7 +257,7 @@ class ModelShape(BaseModel):
         latent attention by the square of its mscale too."""
         scale = self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
         scaling = self.rope_scaling
-        if self.latent is not None and scaling is not None and scaling.mscale_all_dim:
+        if self.latent is not None and scaling is not None and scaling.kind == "yarn" and scaling.mscale_all_dim:
             scale *= scaling.yarn_mscale(scaling.mscale_all_dim) ** 2
         return scale
 

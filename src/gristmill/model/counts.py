@@ -80,4 +80,8 @@ def _inner_norms(config: ModelShape) -> int:
 
 
 def _router(config: ModelShape, layer: int) -> int:
-    return config.hidden_size * config.experts.num_experts if config.experts and config.has_experts(layer) else 0
+    return (
+        config.hidden_size * config.experts.num_experts
+        if config.experts is not None and config.has_experts(layer)
+        else 0
+    )

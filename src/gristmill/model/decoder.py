@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attend, causal_attention
@@ -17,9 +16,11 @@ from .config import LayerKind, ModelConfig, ModelShape
 from .embedding import add_positions, embed_tokens
 from .experts import MixtureOfExperts
 from .feed_forward import FeedForward
-from .init import InitScheme, init_weights
+from .head import head_logits
+from .init import init_weights
 from .norms import build_norm
 from .positions import Rotation, rotations
+from .schemes import InitScheme
 from .self_attention import build_attention
 
 
@@ -51,13 +52,14 @@ class Decoder(nn.Module):
         input_ids_BT: Tensor,
         positions_BT: Tensor | None = None,
         attend: Attend = causal_attention,
-        context_length: int | None = None,
+        context_length: Tensor | int | None = None,
     ) -> Tensor:
         """The normed output of the last block, `[B, T, C]`; the head is left to `logits`, so that a loss or a
         sampler can apply it to fewer tokens.
 
-        `context_length` is for `rope_scaling` "dynamic": with a cache it must be the same in every call of a sequence,
-        or old keys stay turned by another base; it is the highest position + 1 unless given.
+        `context_length`, for `rope_scaling` "dynamic": the context in tokens that each token reckons with, `[B, T]`,
+        `[B, 1]` or one number; the row's highest position + 1 unless given. A row that packs documents counts as its
+        longest.
         """
         x_BTC, angles = self._enter(input_ids_BT, positions_BT, context_length)
         for block in self.blocks:
@@ -75,13 +77,13 @@ class Decoder(nn.Module):
             yield x_BTC
 
     def _enter(
-        self, input_ids_BT: Tensor, positions_BT: Tensor | None, context_length: int | None
+        self, input_ids_BT: Tensor, positions_BT: Tensor | None, context_length: Tensor | int | None
     ) -> tuple[Tensor, dict[LayerKind, Rotation]]:
         """What the first block takes: the embedded tokens and the rotary angles."""
         if positions_BT is None:
             time = input_ids_BT.shape[1]
             positions_BT = torch.arange(time, device=input_ids_BT.device)[None]
-            context_length = context_length or time
+            context_length = time if context_length is None else context_length
         x_BTC = self.embed(input_ids_BT, positions_BT)
         return x_BTC, rotations(self.config, positions_BT, x_BTC.dtype, context_length)
 
@@ -93,11 +95,9 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head applied to hidden states `[..., C]`: `[..., V]`."""
-        logits = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
-        if self.config.logit_scale != 1.0:
-            logits = logits * self.config.logit_scale
-        cap = self.config.logit_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        head = self.embedding if self.head is None else self.head
+        bias = None if self.head is None else self.head.bias
+        return head_logits(hidden, head.weight, bias, self.config)
 
     def init_weights(self, seed: int, scheme: InitScheme = "gpt2") -> Decoder:
         """Draw all weights, see model/init.py: a seed gives the same weights on every device."""

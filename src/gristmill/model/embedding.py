@@ -24,12 +24,14 @@ def add_positions(shape: ModelShape, x_BTC: Tensor, positions_BT: Tensor, learne
 
     GristmillError where one lies beyond the learned positions."""
     if learned is not None:
-        # Looked up only when it may be so: reading a maximum makes a GPU wait.
-        if x_BTC.shape[1] > shape.max_seq_len and int(positions_BT.max()) >= shape.max_seq_len:
-            raise GristmillError(
-                f"a text of {int(positions_BT.max()) + 1} tokens is longer than the {shape.max_seq_len} learned "
-                f"positions of the model (max_seq_len); cut it"
-            )
+        # On a GPU looked up only where a row is too long by itself: reading a maximum makes it wait.
+        if x_BTC.device.type == "cpu" or x_BTC.shape[1] > shape.max_seq_len:
+            highest = int(positions_BT.max()) if positions_BT.numel() else 0
+            if highest >= shape.max_seq_len:
+                raise GristmillError(
+                    f"a text of {highest + 1} tokens is longer than the {shape.max_seq_len} learned positions of the "
+                    "model (max_seq_len); cut it"
+                )
         return x_BTC + learned(positions_BT)
     if shape.positions == "sinusoidal":
         return x_BTC + sinusoidal(positions_BT, shape.hidden_size).to(x_BTC.dtype)

@@ -19,8 +19,9 @@ from .config import ModelConfig
 from .decoder import Decoder
 from .embedding import embed_tokens
 from .feed_forward import ACTIVATIONS
-from .init import InitScheme, init_weights
+from .init import init_weights
 from .norms import build_norm
+from .schemes import InitScheme
 from .stack import Stack
 
 Pooling = Literal["mean", "cls", "last"]
@@ -44,6 +45,10 @@ class EncoderConfig(ModelConfig):
         for name in ("tie_embeddings", "logit_scale", "logit_softcap"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is for decoders: an encoder has no such head")
+        if self.rope_scaling is not None and self.rope_scaling.kind == "dynamic":
+            raise ValueError(
+                "rope_scaling dynamic is not for encoders: a text's vector would change with its neighbours"
+            )
         return self
 
     @property

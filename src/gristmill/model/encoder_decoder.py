@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -25,10 +24,12 @@ from .config import LayerKind, ModelConfig, ModelShape
 from .decoder import Block
 from .embedding import embed_tokens
 from .encoder import TextAttention, text_positions
-from .init import InitScheme, init_weights
+from .head import head_logits
+from .init import init_weights
 from .norms import build_norm
 from .positions import Rotation
 from .relative import RelativeBias
+from .schemes import InitScheme
 from .stack import Stack
 
 
@@ -52,6 +53,9 @@ class EncoderDecoderConfig(ModelConfig):
             ("start_id", self.start_id >= self.vocab_size,
              f"({self.start_id}) is not below vocab_size ({self.vocab_size})"),
             ("latent", self.latent is not None, "is not for encoder-decoders"),
+            ("learned_sinks", self.learned_sinks, "is not for encoder-decoders: cross-attention has no sinks"),
+            ("qk_norm", self.qk_norm != "none",
+             "must be none: cross-attention does not normalise queries and keys"),
             ("parallel_block", self.parallel_block != "none", "leaves no place for cross-attention"),
             ("rope_scaling", self.rope_scaling is not None and self.rope_scaling.kind == "dynamic",
              "dynamic is not for encoder-decoders: what is written has no length to reckon with"),
@@ -110,7 +114,7 @@ class EncoderDecoder(nn.Module):
     """Reads one sequence and writes another. `model(input_ids, output_ids)` gives logits `[B, T, V]`.
 
     `mask_BS` is 0 at padding, on whichever side, and 1 elsewhere. Embedding and head serve both halves. Cross-attention
-    has no positions and no norms of queries and keys.
+    has no positions.
     """
 
     def __init__(self, config: EncoderDecoderConfig):
@@ -179,11 +183,8 @@ class EncoderDecoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head applied to hidden states `[..., C]`: `[..., V]`."""
-        logits = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
-        if self.config.logit_scale != 1.0:
-            logits = logits * self.config.logit_scale
-        cap = self.config.logit_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        weight, bias = (self.embedding.weight, None) if self.head is None else (self.head.weight, self.head.bias)
+        return head_logits(hidden, weight, bias, self.config)
 
     @torch.inference_mode()
     def generate(
@@ -253,7 +254,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, shape: ModelShape, spec: AttentionSpec):
         super().__init__()
-        self.spec = replace(spec, causal=False, window=None, sink_tokens=0, alibi=False, sinks=None, bias=None)
+        self.spec = replace(spec, causal=False, window=None, sink_tokens=0, alibi=False, bias=None)
         width, kv_width = shape.num_heads * shape.head_dim, 2 * shape.num_kv_heads * shape.head_dim
         self.q = nn.Linear(shape.hidden_size, width, bias=shape.qkv_bias)
         self.kv = nn.Linear(shape.hidden_size, kv_width, bias=shape.qkv_bias)

@@ -2,7 +2,7 @@
 
 The model's part is `MixtureOfExperts`, a block's feed-forward layer. What a training loop adds is said by the functions
 at the end: `router_losses` after each forward pass, `update_selection_bias` after each optimizer step, `mark_padding`
-where batches are padded, `expert_load` for what it reports.
+where batches are padded, `dropless` where no token may be dropped, `expert_load` for what it reports.
 
 Shape suffixes: N tokens of all rows, E experts, K experts per token, M = N * K assignments of a token to an expert,
 C hidden_size, F width of an expert.
@@ -51,8 +51,9 @@ class MixtureOfExperts(nn.Module):
     Scores are softmax (Switch Transformer, Mixtral) or sigmoid (DeepSeek-V3) of the router's logits, in float32. The
     choice may be limited to the best groups of experts (DeepSeek-V2, section 2.2.2) and be moved by `selection_bias`
     (DeepSeek-V3, section 2.1.2), which changes who is chosen, never with what weight. No token is dropped, but while
-    training with a `capacity_factor` (Switch Transformer, section 2.2): there an expert takes
-    ceil(capacity_factor * N * K / E) tokens, row after row in the order of their positions, and the rest skip it.
+    training with a `capacity_factor` (Switch Transformer, section 2.2) outside of `dropless`: there an expert takes
+    ceil(capacity_factor * N * K / E) tokens, N being those that are no padding, row after row in the order of their
+    positions, and the rest skip it.
     """
 
     selection_bias: Tensor | None
@@ -80,6 +81,7 @@ class MixtureOfExperts(nn.Module):
         self.load: Tensor | None = None
         self.padding: Tensor | None = None
         self.counting = False
+        self.drops = True
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """`[B, T, C]` to `[B, T, C]`."""
@@ -91,9 +93,9 @@ class MixtureOfExperts(nn.Module):
         expert_M = (chosen_NK if real_N is None else torch.where(real_N[:, None], chosen_NK, number)).flatten()
         assigned_E = _count(expert_M, number + 1)[:number]
         kept_E = assigned_E
-        limited = self.training and self.config.capacity_factor is not None
+        limited = self.training and self.drops and self.config.capacity_factor is not None
         if limited:
-            expert_M, kept_E = self._limit(expert_M)
+            expert_M, kept_E = self._limit(expert_M, assigned_E)
         if self.training:
             counts = torch.cat((assigned_E, (assigned_E - kept_E).sum()[None]))
             self.routed = Routed(self._losses(logits_NE, scores_NE, assigned_E, real_N), counts)
@@ -131,16 +133,18 @@ class MixtureOfExperts(nn.Module):
             )
         return ~self.padding.flatten()
 
-    def _limit(self, expert_M: Tensor) -> tuple[Tensor, Tensor]:
+    def _limit(self, expert_M: Tensor, assigned_E: Tensor) -> tuple[Tensor, Tensor]:
         """Assignments with those over the capacity sent to no expert, and how many each expert keeps."""
-        config = self.config
-        assert config.capacity_factor is not None
-        number = config.num_experts
-        capacity = math.ceil(config.capacity_factor * len(expert_M) / number)
-        is_for = expert_M[:, None] == torch.arange(number, device=expert_M.device)
-        place_M = (is_for.cumsum(dim=0) * is_for).sum(dim=1)  # from 1; 0 for padding
-        expert_M = torch.where(place_M > capacity, number, expert_M)
-        return expert_M, _count(expert_M, number + 1)[:number]
+        factor, number = self.config.capacity_factor, self.config.num_experts
+        assert factor is not None
+        # Left on the device: how many assignments are real is not known without waiting for it.
+        capacity = (factor * assigned_E.sum().double() / number).ceil().long()
+        # An assignment's place among those to its expert: its place in the sorted order less where the expert begins.
+        order_M = expert_M.argsort(stable=True)
+        begins = F.pad(assigned_E.cumsum(0), (1, 0))  # one more than experts: for the assignments to none
+        place_M = torch.arange(len(order_M), device=order_M.device) - begins[expert_M[order_M]]
+        over_M = torch.empty_like(place_M, dtype=torch.bool).scatter_(0, order_M, place_M >= capacity)
+        return torch.where(over_M, number, expert_M), assigned_E.minimum(capacity)
 
     def _losses(self, logits_NE: Tensor, scores_NE: Tensor, assigned_E: Tensor, real_N: Tensor | None) -> Tensor | None:
         config = self.config
@@ -322,11 +326,27 @@ def counting_load(model: nn.Module) -> Iterator[None]:
             layer.load, layer.counting = load, False
 
 
+@contextmanager
+def dropless(model: nn.Module) -> Iterator[None]:
+    """Inside it no `capacity_factor` holds: a forward pass in training mode gives what one in evaluation mode gives.
+    Backward belongs inside too, since activation checkpointing repeats the pass there."""
+    layers = experts_of(model)
+    before = [layer.drops for layer in layers]
+    for layer in layers:
+        layer.drops = False
+    try:
+        yield
+    finally:
+        for layer, drops in zip(layers, before, strict=True):
+            layer.drops = drops
+
+
 def mark_padding(model: nn.Module, padding_BT: Tensor | None) -> None:
     """Say which tokens of the next forward pass in training mode are padding (True), or that none is (None).
 
-    Padding passes the shared expert only, takes no expert's capacity and counts neither in the load nor in the losses.
-    It holds until the next call, since activation checkpointing repeats the pass during backward.
+    Padding passes the shared expert only, takes no expert's capacity and counts neither in the load, nor in the
+    capacity, nor in the losses. It holds until the next call, since activation checkpointing repeats the pass during
+    backward: call it with None behind the last backward.
     """
     for layer in experts_of(model):
         layer.padding = padding_BT

@@ -11,15 +11,15 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig, ModelShape
 from .norms import OffsetLayerNorm, OffsetRMSNorm
+from .schemes import InitScheme as InitScheme
 
-InitScheme = Literal["gpt2", "depth_scaled", "mup"]
 ModelT = TypeVar("ModelT", bound=nn.Module)
 ShapeT = TypeVar("ShapeT", bound=ModelShape)
 
@@ -74,7 +74,13 @@ def mup_shape(shape: ShapeT, base_width: int) -> ShapeT:
 
 def learning_rate_scales(model: nn.Module, base_width: int) -> dict[str, float]:
     """Each parameter's factor of the learning rate under muP with Adam (Yang et al. 2022, table 3): matrices between
-    wide layers, output head and router `base_width / hidden_size`; embeddings, positions and vectors 1."""
+    wide layers, output head and router `base_width / hidden_size`; embeddings, positions and vectors 1.
+
+    The table's factor is base fan_in / fan_in of each matrix by itself. It is the same for all of them only if the base
+    model's other widths (feed-forward, experts, all heads together, `q_rank`, `kv_rank`) are smaller by the same ratio
+    as `hidden_size`, which is what is assumed here: the base model is known by its hidden_size alone. A matrix behind a
+    width that was not grown, such as `kv_up` behind a fixed `kv_rank`, learns too slowly by that ratio.
+    """
     config: ModelConfig = model.config  # type: ignore[assignment]
     narrower = base_width / config.hidden_size
     return {

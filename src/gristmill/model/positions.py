@@ -24,36 +24,43 @@ class Rotation(NamedTuple):
 
 
 def rotations(
-    config: ModelShape, positions_BT: Tensor, dtype: torch.dtype, length: int | None = None
+    config: ModelShape, positions_BT: Tensor, dtype: torch.dtype, length_BT: Tensor | int | None = None
 ) -> dict[LayerKind, Rotation]:
     """The angles of full and of sliding layers; empty for a model without rotary positions.
 
-    `length` is the context in tokens that "dynamic" scaling reckons with: the highest position + 1 unless given.
+    `length_BT` is the context in tokens that "dynamic" scaling reckons with, for each token (`[B, T]` or `[B, 1]`) or
+    for all: the row's highest position + 1 unless given.
     """
     if config.positions != "rope":
         return {}
-    scaling = config.rope_scaling
-    if scaling is not None and scaling.kind == "dynamic" and length is None:
-        length = int(positions_BT.max()) + 1
+    if length_BT is None and config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
+        length_BT = positions_BT.amax(dim=1, keepdim=True) + 1
     found: dict[LayerKind, Rotation] = {}
     for kind in dict.fromkeys(config.layer_kinds):
         slides = kind == "sliding" and config.sliding_rope_theta is not None
         theta = config.sliding_rope_theta if slides else config.rope_theta
         assert theta is not None
-        found[kind] = _rotation(config.rotary_dim, theta, None if slides else scaling, positions_BT, dtype, length)
+        scaling = None if slides else config.rope_scaling
+        frequencies = rotary_frequencies(config.rotary_dim, theta, scaling, length_BT, positions_BT.device)
+        found[kind] = Rotation(*_rotation(positions_BT, frequencies, attention_factor(scaling), dtype))
     return found
 
 
-def _rotation(
-    dim: int, theta: float, scaling: RopeScaling | None, positions_BT: Tensor, dtype: torch.dtype, length: int | None
-) -> Rotation:
-    frequencies = rotary_frequencies(dim, theta, scaling, length, positions_BT.device)
+@torch.library.custom_op("gristmill::rotation", mutates_args=())
+def _rotation(positions_BT: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of a `Rotation`. An operator of its own, so that a compiler leaves them to be made once: taken
+    into the products of every layer, forward and backward, they are made anew in each."""
     angles = positions_BT[..., None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)[:, :, None, :]
-    factor = attention_factor(scaling)
     if factor == 1.0:
-        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
-    return Rotation((angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype))
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+
+
+@_rotation.register_fake
+def _(positions_BT: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    shape = (*positions_BT.shape, 1, 2 * frequencies.shape[-1])
+    return positions_BT.new_empty(shape, dtype=dtype), positions_BT.new_empty(shape, dtype=dtype)
 
 
 def rotate(x_BTHD: Tensor, rotation: Rotation | None) -> Tensor:
@@ -69,14 +76,15 @@ def rotate(x_BTHD: Tensor, rotation: Rotation | None) -> Tensor:
 
 
 def rotary_frequencies(
-    dim: int, theta: float, scaling: RopeScaling | None, length: int | None, device: torch.device
+    dim: int, theta: float, scaling: RopeScaling | None, length: Tensor | int | None, device: torch.device
 ) -> Tensor:
-    """Radians per token of each pair, float32 `[dim / 2]`, highest first. `length` is for scaling "dynamic"."""
-    if scaling is not None and scaling.kind == "dynamic":
-        theta = dynamic_theta(dim, theta, scaling, length or scaling.original_max_seq_len)
+    """Radians per token of each pair, float32 `[dim / 2]`, highest first. With scaling "dynamic" they depend on
+    `length`, the context in tokens; for one of `[B, T]` they are `[B, T, dim / 2]`."""
     exponent = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
+    if scaling is not None and scaling.kind == "dynamic":
+        return dynamic_theta(dim, theta, scaling, length, device) ** -exponent
     plain = theta**-exponent
-    if scaling is None or scaling.kind == "dynamic":
+    if scaling is None:
         return plain
     if scaling.kind == "linear":  # Chen et al. 2023: all positions are pressed into the trained range
         return plain / scaling.factor
@@ -85,12 +93,17 @@ def rotary_frequencies(
     return _llama3(scaling, plain)
 
 
-def dynamic_theta(dim: int, theta: float, scaling: RopeScaling, length: int) -> float:
+def dynamic_theta(
+    dim: int, theta: float, scaling: RopeScaling, length: Tensor | int | None, device: torch.device
+) -> Tensor:
     """The base for a context of `length` tokens (NTK-aware scaling that grows with the length, Peng et al. 2023,
-    section 3.3): unchanged up to the trained context."""
+    section 3.3), float32 `[..., 1]`: unchanged up to the trained context."""
     trained = scaling.original_max_seq_len
-    stretch = scaling.factor * max(length, trained) / trained - (scaling.factor - 1)
-    return theta * stretch ** (dim / (dim - 2))
+    if length is None:
+        length = trained
+    tokens = torch.as_tensor(length, device=device).double().clamp(min=trained)[..., None]
+    stretch = scaling.factor * tokens / trained - (scaling.factor - 1)
+    return (theta * stretch ** (dim / (dim - 2))).float()
 
 
 def attention_factor(scaling: RopeScaling | None) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
+from ..plan.model import plan_model, whole_shape
+from ..plan.quantity import Quantity
 from .files import Run, as_dict, as_list, as_number, read_json, tensor_shapes
 from .sections import Section, charts, figures, intervals, lines, missing, pairs, table
 from .state import StageState
@@ -23,8 +26,10 @@ CHARTS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
 )
 PARTS = (
     ("embedding", "Token embedding"),
+    ("positions", "Position embedding"),
     ("attention", "Attention"),
     ("feed_forward", "Feed-forward"),
+    ("router", "Routers"),
     ("norms", "Norms"),
     ("head", "Output head"),
 )
@@ -37,44 +42,60 @@ def shape(run: Run) -> Section | None:
     config = model_config(run)
     if not config:
         return missing(run, "base", "Shape")
-    return table("shape", "Shape", [("setting", "code"), ("value", "number")], config.items())
+    return table("shape", "Shape", [("setting", "code"), ("value", "number")], _flat(config))
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings one by one, those inside others as `experts.top_k`."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def parameter_split(run: Run) -> Section | None:
-    """Where the parameters are: counted in the weights once there are some, until then from the shape."""
-    directory = run.artifact("base")
-    parts = split_of_tensors(tensor_shapes(directory)) if directory else {}
-    note = "Counted in base/model.safetensors."
-    if not parts:
-        parts = split_of_shape(model_config(run))
-        note = "From the shape; the weights are not there yet."
-    if not parts:
+    """Where the parameters are, from the shape, beside what the weights hold once there are some."""
+    plan = _plan(run)
+    if not plan:
         return None
-    total = sum(parts.values())
-    rows = [(label, parts[key], parts[key] / total) for key, label in PARTS if parts.get(key)]
-    rows.append(("All", total, 1.0))
+    directory = run.artifact("base")
+    stored = sum(prod(tensor["shape"]) for tensor in tensor_shapes(directory).values()) if directory else 0
+    held = f"base/ holds {stored:,} numbers" if stored else "the weights are not there yet"
+    total = plan["parameters.total"].value
+    named = [*((f"parameters.{part}", label) for part, label in PARTS), ("parameters.total", "All")]
+    named.append(("parameters.active", "Met by one token, of its experts"))
+    rows = [(label, plan[id].value, plan[id].value / total) for id, label in named if id in plan]
     columns = [("part", "text"), ("parameters", "count"), ("share", "percent+bar")]
-    return table("parameters", "Where the parameters are", columns, rows, note)
+    return table("parameters", "Where the parameters are", columns, rows, f"From the shape; {held}.")
 
 
 def memory_per_token(run: Run) -> Section | None:
-    """What follows from the shape: key/value cache per token and forward work per token (2 FLOP a parameter)."""
-    config = model_config(run)
-    if not split_of_shape(config):
+    """What follows from the shape: key/value cache and work per token, as `gristmill plan model` computes them."""
+    plan = _plan(run)
+    if not plan:
         return None
-    cache = 2 * config["num_layers"] * config["num_kv_heads"] * config["head_dim"] * 2
-    parameters = sum(split_of_shape(config).values())
+    length = model_config(run)["max_seq_len"]
+    shown = (
+        ("kv_cache.per_token", "KV cache per token, 16 bit", "bytes"),
+        ("kv_cache.sequence", f"KV cache of {length:,} tokens", "bytes"),
+        ("kv_cache.sequence_windowed", "of which queries can still see", "bytes"),
+        ("weights.bf16", "weights in 16 bit", "bytes"),
+        ("flops.matrices", "FLOP per generated token, short context", "short"),
+    )
     return figures(
         "derived",
         "What follows from it",
-        [
-            ("KV cache per token, 16 bit", cache, "bytes"),
-            (f"KV cache of {config['max_seq_len']:,} tokens", cache * config["max_seq_len"], "bytes"),
-            ("weights in 16 bit", 2 * parameters, "bytes"),
-            ("FLOP per generated token, short context", 2 * parameters, "short"),
-        ],
-        "Computed: cache = 2 · layers · KV heads · head width · 2 bytes; work = 2 · parameters.",
+        [(label, plan[id].value, unit) for id, label, unit in shown if id in plan],
+        f"Computed: cache = {plan['kv_cache.per_token'].formula}; work = {plan['flops.matrices'].formula}. "
+        "`gristmill plan model` explains the symbols and computes more.",
     )
+
+
+def _plan(run: Run) -> dict[str, Quantity]:
+    """The planner's figures of the shape at its full length, by id; {} where the shape is not whole."""
+    config = whole_shape(model_config(run))
+    return {} if config is None else {quantity.id: quantity for quantity in plan_model(config, config.max_seq_len)}
 
 
 def model_config(run: Run) -> dict[str, Any]:
@@ -86,32 +107,6 @@ def model_config(run: Run) -> dict[str, Any]:
         stored = as_dict(read_json(directory / "config.json")) if directory else {}
         vocabulary = as_number(stored.get("vocab_size"))
     return {"vocab_size": vocabulary, **config} if config and vocabulary else config
-
-
-def split_of_shape(config: dict[str, Any]) -> dict[str, int]:
-    """Parameters by part of the decoder of model/decoder.py; {} where the shape is not complete."""
-    try:
-        width, layers, head = config["hidden_size"], config["num_layers"], config["head_dim"]
-        embedding = config["vocab_size"] * width
-        return {
-            "embedding": embedding,
-            "attention": layers * 2 * width * head * (config["num_heads"] + config["num_kv_heads"]),
-            "feed_forward": layers * 3 * width * config["intermediate_size"],
-            "norms": (2 * layers + 1) * width,
-            "head": 0 if config.get("tie_embeddings", True) else embedding,
-        }
-    except (KeyError, TypeError):
-        return {}
-
-
-def split_of_tensors(tensors: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Parameters by part, by the names of Hugging Face's Llama."""
-    marks = (("self_attn", "attention"), ("mlp", "feed_forward"), ("norm", "norms"), ("lm_head", "head"))
-    parts: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        part = next((part for mark, part in marks if mark in name), "embedding")
-        parts[part] = parts.get(part, 0) + prod(tensor["shape"])
-    return parts
 
 
 # ---- pre-training and alignment: curves

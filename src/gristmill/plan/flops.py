@@ -57,7 +57,7 @@ def keys_per_token(config: ModelConfig, kind: LayerKind, seq_len: int, causal_ha
     tokens that lie behind the window. Encoders see both sides, 2 sum(...)/s - 1.
     """
     window = seq_len if kind == "full" or config.sliding_window is None else min(config.sliding_window, seq_len)
-    sinks = config.sink_tokens if window < seq_len else 0
+    sinks = min(config.sink_tokens, seq_len) if window < seq_len else 0
     if not causal_half:
         return min(window + sinks, seq_len) if config.causal else min(2 * window - 1 + sinks, seq_len)
     behind = _sum_of_smaller(seq_len, window)

@@ -5,6 +5,9 @@ Symbols as in plan/parameters.py; s is the sequence length, b the bytes of one c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..errors import GristmillError
 from ..model import counts
 from ..model.config import ModelConfig
@@ -28,6 +31,15 @@ def plan_model(config: ModelConfig, seq_len: int, dtype: str = "bf16") -> list[Q
         *_flops(config, seq_len),
         *(_cache(config, seq_len, bits / 8) if config.causal else []),
     ]
+
+
+def whole_shape(fields: Mapping[str, Any]) -> ModelConfig | None:
+    """The shape that fields from a file describe, vocabulary included; None where they are not all there, or are those
+    of another version."""
+    try:
+        return ModelConfig.model_validate(dict(fields))
+    except ValueError:
+        return None
 
 
 def _parameters(config: ModelConfig) -> list[Quantity]:

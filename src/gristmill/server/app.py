@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -143,13 +144,12 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         try:
             ids = await asyncio.to_thread(service.tokenizer.chat_ids, messages, True, offered)
         except GristmillError as error:
-            raise ApiError(400, str(error), "messages") from error
-        generation = service.submit(
-            [(ids, "messages")], params, shown=tools.marks(service.tokenizer) if offered else None
-        )
-        reply = ChatReply(
-            service.tokenizer, service.model_name, bool(body.stream and body.include_usage), bool(offered)
-        )
+            raise ApiError(400, str(error), "tools" if str(error).startswith("tools[") else "messages") from error
+        form = tools.form_of(service.tokenizer) if offered else None
+        shown = None if form is None else form.marks(service.tokenizer)
+        calls = None if form is None else partial(form, body.parallel_tool_calls is not False)
+        generation = service.submit([(ids, "messages")], params, shown=shown)
+        reply = ChatReply(service.tokenizer, service.model_name, bool(body.stream and body.include_usage), calls)
         return await service.answer(request, body, reply, generation, len(params))
 
     @app.post("/v1/completions")

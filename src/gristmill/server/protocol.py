@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..engine.sampling import MAX_TOP_LOGPROBS, SamplingParams
 from .errors import ApiError
+from .tools import check_depth
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 4
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for completions; a chat's reply may fill the context
 HARMLESS = {
     "metadata",
-    "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_retention",
     "safety_identifier",
@@ -147,9 +147,11 @@ class ChatRequest(GenerationRequest):
 
     tools: list[dict[str, Any]] | None = Field(default=None, description="JSON schemas of functions to call.")
     tool_choice: str | dict[str, Any] | None = Field(default=None, description="auto (the default) or none.")
+    parallel_tool_calls: bool | None = Field(default=None, description="False: at most one call, the first.")
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages as chat templates know them; ApiError names one that is not what its role allows."""
+        self._check_results()
         for index, message in enumerate(self.messages):
             if message.content is None and not message.tool_calls:
                 param = f"messages[{index}].content"
@@ -157,11 +159,26 @@ class ChatRequest(GenerationRequest):
             if message.tool_calls and message.role != "assistant":
                 param = f"messages[{index}].tool_calls"
                 raise ApiError(400, f"{param}: only an assistant calls tools", param, "invalid_value")
+            check_depth(message.tool_calls, f"messages[{index}].tool_calls", depth=1)
             for field, value in (message.model_extra or {}).items():
                 if value not in (None, [], ""):
                     param = f"messages[{index}].{field}"
                     raise ApiError(400, f"{param} is not supported; leave it out", param, "unsupported_parameter")
         return [message.plain() for message in self.messages]
+
+    def _check_results(self) -> None:
+        """Every message of role tool answers a call of the assistant's message that it and its like stand behind."""
+        called: set[Any] = set()
+        for index, message in enumerate(self.messages):
+            if message.role != "tool":
+                called = {call["id"] for call in message.tool_calls or () if isinstance(call.get("id"), str)}
+                continue
+            param, id = f"messages[{index}].tool_call_id", message.tool_call_id
+            if not id:
+                raise ApiError(400, f"{param}: say which call this is the result of", param, "invalid_value")
+            if id not in called:
+                text = f"{param}: {id!r:.80} is no call of the assistant's message in front; give that call's id"
+                raise ApiError(400, text, param, "invalid_value")
 
     def params(self, room: int) -> list[SamplingParams]:
         """Parameters per choice; the reply may take `room` tokens unless the request says less."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..engine.request import Request, TokenLogprob
@@ -33,11 +33,13 @@ class Reply(Protocol):
 
 
 class ChatReply:
-    """`chat.completion` and its chunks. Where `tools` were offered, their calls are taken out of the text."""
+    """`chat.completion` and its chunks. Where tools were offered, their `calls` are taken out of the text."""
 
-    def __init__(self, tokenizer: Tokenizer, model: str, include_usage: bool, tools: bool = False):
+    def __init__(
+        self, tokenizer: Tokenizer, model: str, include_usage: bool, calls: Callable[[], CallStream] | None = None
+    ):
         self._tokenizer = tokenizer
-        self._tools = tools
+        self._calls = calls
         self._streams: dict[int, CallStream] = {}  # by choice
         self._chunk = _base("chatcmpl", "chat.completion.chunk", model, include_usage)
         self._whole = {**self._chunk, "object": "chat.completion"}
@@ -47,17 +49,19 @@ class ChatReply:
 
     def piece(self, index: int, request: Request, text: str, start: int, end: int) -> list[Json]:
         logprobs = self._logprobs(request, start, end)
-        if not self._tools:
+        if self._calls is None:
             return [self._delta(index, {"content": text}, logprobs)]
-        deltas = self._streams.setdefault(index, CallStream()).push(text)
+        if index not in self._streams:
+            self._streams[index] = self._calls()
+        deltas = self._streams[index].push(text)
         if logprobs and not deltas:
             deltas = [{}]
         return [self._delta(index, delta, None if place else logprobs) for place, delta in enumerate(deltas)]
 
     def ending(self, index: int, reason: str) -> list[Json]:
-        if not self._tools:
+        stream = self._streams.get(index)
+        if stream is None:
             return [self._delta(index, {}, reason=reason)]
-        stream = self._streams.setdefault(index, CallStream())
         rest = [self._delta(index, delta) for delta in stream.finish()]
         return [*rest, self._delta(index, {}, reason=stream.reason(reason))]
 
@@ -70,8 +74,8 @@ class ChatReply:
             text = "".join(request.text)
             reason: str | None = request.finish_reason
             message: Json = {"role": "assistant", "content": text}
-            if self._tools and reason is not None:
-                found, reason = message_of(text, reason)
+            if self._calls is not None and reason is not None:
+                found, reason = message_of(text, reason, self._calls())
                 message |= found
             logprobs = self._logprobs(request, 0, num_said(request))
             choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})

@@ -76,11 +76,12 @@ class Specials:
         return tuple(token for token in self.tokens if token not in named)
 
 
-def specials_of(config: TokenizerConfig) -> Specials:
+def specials_of(config: TokenizerConfig, tuned: bool = False) -> Specials:
     """The special tokens that a configuration asks for.
 
-    GristmillError where two are the same, where one could be a piece of text, and where the chat template writes one
-    that is missing, refuses a plain chat or would open a reply in another way than the reply is learned.
+    GristmillError where two are the same, where one could be a piece of text, where the chat template writes one that
+    is missing, refuses a plain chat or would open a reply in another way than the reply is learned, and where they
+    leave no room for the bytes. `tuned`: the model will be fine-tuned, so the template must mark what it learns.
     """
     unk = UNK if config.kind in _KINDS_WITH_UNK else None
     usual = [BOS, EOS, PAD, *TEMPLATE_TOKENS.get(config.chat_template, ())]
@@ -88,6 +89,7 @@ def specials_of(config: TokenizerConfig) -> Specials:
     usual += FILL_IN_THE_MIDDLE if config.fill_in_the_middle else ()
     _check_added(config.special_tokens, usual)
     tokens = (*usual, *config.special_tokens, *(reserved_token(number) for number in range(config.reserved)))
+    _check_room(config, len(tokens))
 
     template = ChatTemplate(
         builtin_template(config.chat_template),
@@ -96,12 +98,27 @@ def specials_of(config: TokenizerConfig) -> Specials:
         [AddedToken(token, special=True, normalized=False) for token in tokens],
     )
     _check_template(template, config, tokens)
+    if tuned and not template.has_generation:
+        raise GristmillError(
+            f"{template.origin} does not mark what the assistant writes, which is what sft and dpo learn; put "
+            f"{{% generation %}} and {{% endgeneration %}} around the reply and the token that ends it"
+        )
     return Specials(tokens, unk=unk, mask=MASK if MASK in tokens else None)
 
 
 def reserved_token(number: int) -> str:
     """The special token kept free as the `number`-th; numbers go on where a vocabulary is padded to a multiple."""
     return f"<|reserved_{number}|>"
+
+
+def _check_room(config: TokenizerConfig, specials: int) -> None:
+    """What is known before any text is read; the letters that occur need room besides (not kind bpe)."""
+    kept, what = (0, "") if config.kind == "wordpiece" else (256, " and the 256 bytes")
+    if config.vocab_size < specials + kept:
+        raise GristmillError(
+            f"tokenizer.vocab_size is {config.vocab_size}, but {specials} special tokens{what} are {specials + kept} "
+            f"tokens; raise it"
+        )
 
 
 def _check_added(added: Sequence[str], usual: Sequence[str]) -> None:

@@ -277,7 +277,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GristmillError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise GristmillError(f"{path} must hold a JSON object")

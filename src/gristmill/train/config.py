@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..errors import GristmillError
 from ..model.config import ModelShape
 from ..model.presets import preset
+from ..model.schemes import InitScheme
 
 Packing = Literal["stream", "best_fit"]
-InitScheme = Literal["gpt2", "depth_scaled", "mup"]
 
 
 class TrainingConfig(BaseModel):
@@ -84,7 +84,10 @@ class PretrainConfig(BaseModel):
         "over widths).",
     )
     mup_base_width: int | None = Field(
-        default=None, gt=0, description="mup: hidden_size of the model that the learning rate was tuned on."
+        default=None,
+        gt=0,
+        description="mup: hidden_size of the model that the learning rate was tuned on, all whose widths are taken to "
+        "be smaller by one ratio.",
     )
     sequence_length: int = Field(default=256, gt=1, description="Tokens predicted per sequence.")
     document_mask: bool = Field(

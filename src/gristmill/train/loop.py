@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import hardware
 from ..artifact import StageRun, rounded
 from ..errors import GristmillError
-from ..model.attention import DocumentAttention, causal_attention
+from ..model.attention import Attend, DocumentAttention, causal_attention
 from ..model.decoder import Decoder
 from ..model.experts import expert_load, mark_padding, router_losses, update_selection_bias
 from .checkpoint import load_latest, save_checkpoint
@@ -33,11 +33,12 @@ MicroBatchT = TypeVar("MicroBatchT")
 class LossSum:
     """What a micro-batch contributes: the sum of its loss terms, and how much weight they carry. The step's loss is the
     sum of the totals over the sum of the weights of all its micro-batches, so accumulation changes nothing.
-    `sums` are further quantities, reported divided by the weight."""
+    `sums` are further quantities without gradients, reported divided by the weight. `weight` is known without waiting
+    for the device; the tensors are scalars and read in logged steps only."""
 
     total: Tensor
     weight: float
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def train(
     if first:
         run.log.note(f"resumed after step {first} of {config.steps}")
     precision = resolve_precision(config.precision, device)
+    steepest = torch.zeros((), device=device)  # the largest gradient norm since it was last read; NaN stays NaN
     started = time.monotonic()
     for step in range(first, config.steps):
         learning_rate = cosine_with_warmup(
@@ -86,15 +88,22 @@ def train(
         )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
-        entry = _step(model, split(batch_at(step)), loss_function, optimizer, config, precision, device)
+        figures = _step(model, split(batch_at(step)), loss_function, optimizer, config, precision, device)
+        steepest = torch.maximum(steepest, figures["grad_norm"])
         done = step + 1
         last = done == config.steps
         evaluated = evaluate is not None and evaluate_every > 0 and (done % evaluate_every == 0 or last)
         logged = done % config.log_every == 0 or last or done == 1 or evaluated
+        saved = done % config.checkpoint_every == 0 and not last
         load = expert_load_metrics(model) if logged else {}
         update_selection_bias(model)
+        if logged or saved:  # only here does the loop wait for the device
+            *values, norm = torch.stack([value.double() for value in (*figures.values(), steepest)]).tolist()
+            if not math.isfinite(norm):
+                raise GristmillError("the gradient is not finite: lower learning_rate, or set precision: fp32")
+            steepest.zero_()
         if logged:
-            entry = {"step": done, **entry, **load, "learning_rate": learning_rate}
+            entry = {"step": done, **dict(zip(figures, values, strict=True)), **load, "learning_rate": learning_rate}
             if evaluated and evaluate is not None:
                 model.eval()
                 entry |= evaluate(model, done)
@@ -102,10 +111,9 @@ def train(
             history.append(rounded(entry))
             run.log.metric(**history[-1])
         run.log.progress(done, config.steps, "steps")
-        if done % config.checkpoint_every == 0 and not last:
+        if saved:
             save_checkpoint(checkpoints, model, optimizer, done, history, config.keep_checkpoints)
     model.eval()
-    mark_padding(model, None)
     return TrainResult(history, time.monotonic() - started, config.steps - first)
 
 
@@ -117,68 +125,84 @@ def _step(
     config: TrainingConfig,
     precision: str,
     device: torch.device,
-) -> dict[str, float]:
-    """One optimizer step; its loss, gradient norm and the loss function's further figures.
+) -> dict[str, Tensor]:
+    """One optimizer step; its loss, gradient norm and the loss function's further figures, scalars on the device.
 
     A mixture of experts adds its router's losses to what is minimised, each micro-batch's by its weight; they are
     reported apart, so that `loss` stays what the loss function says.
     """
-    total, weight = 0.0, 0.0
-    sums: dict[str, float] = {}
+    weight = 0.0
+    sums: dict[str, Tensor] = {}
     for batch in micro_batches:
-        with autocast(precision, device):
-            loss = loss_function(model, batch)
-        router = router_losses(model)
-        (loss.total if router is None else loss.total + loss.weight * router).backward()
-        total += float(loss.total.detach())
+        try:
+            with autocast(precision, device):
+                loss = loss_function(model, batch)
+            router = router_losses(model)
+            (loss.total if router is None else loss.total + loss.weight * router).backward()
+        finally:
+            mark_padding(model, None)  # a mark left behind would change what another batch of this size gives
         weight += loss.weight
+        more = {"loss": loss.total.detach().double()}
         if router is not None:
-            sums["router_loss"] = sums.get("router_loss", 0.0) + loss.weight * float(router.detach())
-        for key, value in loss.sums.items():
-            sums[key] = sums.get(key, 0.0) + value
+            more["router_loss"] = loss.weight * router.detach().double()
+        for key, value in (more | loss.sums).items():
+            sums[key] = sums[key] + value if key in sums else value.double()
     if weight == 0:
         raise GristmillError("a training batch has no token to learn from: every label is masked")
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad /= weight
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm))
-    if not math.isfinite(norm):
-        raise GristmillError("the gradient is not finite: lower learning_rate, or set precision: fp32")
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": total / weight, "grad_norm": norm, **{key: value / weight for key, value in sums.items()}}
+    means = {key: value / weight for key, value in sums.items()}
+    return {"loss": means.pop("loss"), "grad_norm": norm, **means}
 
 
 def next_token_loss(model: Decoder, batch: TokenBatch) -> LossSum:
     """Cross-entropy of the weighted targets of a batch."""
     device = model.embedding.weight.device
-    inputs, targets, weights = (t.to(device) for t in (batch.inputs_BT, batch.targets_BT, batch.weights_BT))
-    attend = causal_attention if batch.segments_BT is None else DocumentAttention(batch.segments_BT.to(device))
+    inputs = on_device(batch.inputs_BT, device)
+    attend: Attend = causal_attention
+    positions = None
+    if batch.segments_BT is not None:
+        attend = DocumentAttention(on_device(batch.segments_BT, device))
+        positions = attend.places()  # in its own document: learned positions are no differences
     mark_padding(model, behind_last_target(batch.weights_BT, device))
-    hidden = model.hidden_states(inputs, attend=attend)
+    hidden = model.hidden_states(inputs, positions, attend, context_length=inputs.shape[1]).flatten(0, 1)
+    targets, weights = batch.targets_BT.flatten(), batch.weights_BT.flatten()
+    kept = weights.nonzero()[:, 0]
+    if len(kept) < len(weights):
+        hidden, targets, weights = hidden.index_select(0, on_device(kept, device)), targets[kept], weights[kept]
     if torch.is_autocast_enabled(device.type):
         hidden = hidden.to(torch.get_autocast_dtype(device.type))
     head = model.embedding.weight if model.head is None else model.head.weight
     bias = None if model.head is None else model.head.bias
     total = weighted_cross_entropy(
-        hidden.flatten(0, 1),
+        hidden,
         head,
-        targets.flatten(),
-        weights.flatten(),
+        on_device(targets, device),
+        on_device(weights, device),
         bias,
         model.config.logit_scale,
         model.config.logit_softcap,
     )
-    return LossSum(total, float(weights.sum()))
+    return LossSum(total, float(batch.weights_BT.sum()))
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy for the device (the tensor itself if it is there) that does not wait for what the device still does. From
+    memory that is not pinned it is safe: the tensor may be changed as soon as the call returns."""
+    return tensor.to(device, non_blocking=True)
 
 
 def behind_last_target(weights_BT: Tensor, device: torch.device) -> Tensor | None:
     """True for the tokens of a row behind its last target of any weight, which no loss depends on: the padding on its
-    right. None where there are none."""
+    right. None where there are none. `weights_BT` lies on the CPU."""
     counted_BT = weights_BT != 0
     if bool(counted_BT[:, -1].all()):
         return None
-    return (counted_BT.flip(1).cumsum(dim=1).flip(1) == 0).to(device)
+    return on_device(counted_BT.flip(1).cumsum(dim=1).flip(1) == 0, device)
 
 
 def expert_load_metrics(model: Decoder) -> dict[str, float]:

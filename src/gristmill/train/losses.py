@@ -26,12 +26,9 @@ def weighted_cross_entropy(
     scale * (hidden @ head.T + bias), and cap * tanh(logit / cap) of that with a soft-cap, as in `Decoder.logits`.
 
     Logits are made for `CHUNK_TOKENS` tokens at a time and their gradient is taken at once, so memory is
-    O(CHUNK_TOKENS * V) instead of O(N * V). Tokens of weight 0 are left out before the head is applied. The products
-    run in the dtype of `hidden_NC`; softmax and sums in float32.
+    O(CHUNK_TOKENS * V) instead of O(N * V). The products run in the dtype of `hidden_NC`; softmax and sums in float32.
+    A token of weight 0 costs what any other costs: leave it out where it is known without waiting for the device.
     """
-    keep = weights_N != 0
-    if not bool(keep.all()):
-        hidden_NC, targets_N, weights_N = hidden_NC[keep], targets_N[keep], weights_N[keep]
     shape = (scale, softcap, torch.is_grad_enabled())
     total: Tensor = _ChunkedCrossEntropy.apply(hidden_NC, head_VC, bias_V, targets_N, weights_N, *shape)
     return total
@@ -51,9 +48,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         learn: bool,
     ) -> Tensor:
         head = head_VC.to(hidden_NC.dtype)
-        grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-        grad_hidden = torch.empty_like(hidden_NC)
-        grad_head = torch.zeros_like(head_VC, dtype=torch.float32)
+        if learn:
+            grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+            grad_hidden = torch.empty_like(hidden_NC)
+            grad_head = torch.zeros_like(head_VC, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden_NC.device)
         for start in range(0, hidden_NC.shape[0], CHUNK_TOKENS):
             rows = slice(start, start + CHUNK_TOKENS)
@@ -81,7 +79,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[rows] = grad_logits @ head
             grad_head += grad_logits.T @ hidden
-        ctx.save_for_backward(grad_hidden, grad_head.to(head_VC.dtype), grad_bias)
+        if learn:
+            ctx.save_for_backward(grad_hidden, grad_head.to(head_VC.dtype), grad_bias)
         return total
 
     @staticmethod

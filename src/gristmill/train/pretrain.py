@@ -13,6 +13,7 @@ from ..artifact import Figures, StageRun, write_json
 from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
+from ..model.experts import mark_padding
 from ..model.init import mup_shape
 from ..tokenizer.store import TokenStore
 from ..tokenizer.tokenizer import Tokenizer, check_same
@@ -108,8 +109,11 @@ def _bits_per_byte(
     """Bits per byte over one batch; tokens that stand for no bytes are not counted."""
     sizes = token_bytes[batch.targets_BT]
     weighted = replace(batch, weights_BT=(sizes > 0).float())
-    nats = 0.0
-    for rows in weighted.split(8):
-        with autocast(precision, device):
-            nats += float(next_token_loss(model, rows).total)
-    return nats / math.log(2) / float(sizes.sum())
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    try:
+        for rows in weighted.split(8):
+            with autocast(precision, device):
+                nats += next_token_loss(model, rows).total
+    finally:
+        mark_padding(model, None)
+    return float(nats) / math.log(2) / float(sizes.sum())

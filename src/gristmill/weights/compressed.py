@@ -26,6 +26,7 @@ from ..model.decoder import Decoder
 from . import layout
 from .families import Family, Layout, Shape, home_of
 from .hf import stored_tensors, write_directory
+from .json_files import short
 from .safetensors_writer import StoredTensor
 from .tensor_files import TensorFiles
 
@@ -104,29 +105,41 @@ def _settings(family: Family) -> dict[str, Any]:
     return SETTINGS | {"ignore": list(dict.fromkeys(("lm_head", family.head.removesuffix(".weight"))))}
 
 
-def check_settings(settings: Mapping[str, Any], family: Family, path: Path) -> None:
+def check_settings(settings: Any, family: Family, path: Path) -> None:
     """GristmillError names the first field of `quantization_config` that is not the one layout read here."""
     where = f"{path}: quantization_config"
+    settings = _object(settings, where)
     expected = _settings(family)
+    if settings.get("quant_method") == "fp8":
+        raise GristmillError(
+            f"{where}.quant_method: fp8 weights are not read; get the model's bfloat16 checkpoint, or convert it to one"
+        )
     for key in ("quant_method", "quantization_status", "format", "ignore"):
         if settings.get(key) != expected[key]:
-            raise GristmillError(f"{where}.{key} = {settings.get(key)!r} is not supported, only {expected[key]!r}")
-    groups = settings.get("config_groups") or {}
+            raise GristmillError(f"{where}.{key} = {short(settings.get(key))} is not supported, only {expected[key]!r}")
+    groups = _object(settings.get("config_groups") or {}, f"{where}.config_groups")
     if len(groups) != 1:
         raise GristmillError(
             f"{where}.config_groups holds {len(groups)} groups; only one, for every Linear, is supported"
         )
     name, group = next(iter(groups.items()))
+    group = _object(group, f"{where}.config_groups.{name}")
     for key in ("targets", "input_activations"):
         if group.get(key) != _GROUP[key]:
-            raise GristmillError(f"{where}.config_groups.{name}.{key} = {group.get(key)!r} is not supported")
-    weights = group.get("weights") or {}
+            raise GristmillError(f"{where}.config_groups.{name}.{key} = {short(group.get(key))} is not supported")
+    weights = _object(group.get("weights") or {}, f"{where}.config_groups.{name}.weights")
     for key, value in _WEIGHTS.items():
         if weights.get(key) != value:
             field = f"config_groups.{name}.weights.{key}"
             raise GristmillError(
-                f"{where}.{field} = {weights.get(key)!r} is not supported, only {value!r} (INT8 weights)"
+                f"{where}.{field} = {short(weights.get(key))} is not supported, only {value!r} (INT8 weights)"
             )
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise GristmillError(f"{where} must be an object, not {short(value)}")
+    return value
 
 
 def packed_shapes(table: Layout) -> dict[str, Shape]:
@@ -154,7 +167,7 @@ class Dequantizer:
     def read(self, name: str) -> Tensor:
         module = name.removesuffix(".weight")
         if module not in self.matrices:
-            return self.files.read(name)
+            return self.files.read_float(name)
         shape = self.matrices[module]
         stated = tuple(self.files.read(f"{module}.weight_shape").tolist())
         if stated != shape:
@@ -162,4 +175,5 @@ class Dequantizer:
         packed = self.files.read(f"{module}.weight_packed")
         if packed.dtype != torch.int32:
             raise GristmillError(f"{self.files.directory}: {module}.weight_packed is {packed.dtype}, not torch.int32")
-        return dequantize(QuantizedRows(unpack(packed, shape[1]), self.files.read(f"{module}.weight_scale")))
+        scale = self.files.read_float(f"{module}.weight_scale")
+        return dequantize(QuantizedRows(unpack(packed, shape[1]), scale))

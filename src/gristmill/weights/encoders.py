@@ -24,7 +24,7 @@ from .families.effective import differences, effective
 from .families.settings import Settings
 from .hf import cast
 from .hf_config import CONFIG, dtype_name, read_settings
-from .layout import split_rows, stored_shapes
+from .layout import as_type, split_rows, stored_shapes
 from .load import load_model
 from .locate import locate_model
 from .safetensors_writer import StoredTensor, write_weights
@@ -63,9 +63,10 @@ def load_encoder(
     config = _validated(EncoderConfig, fields, bert.KEYS, directory / CONFIG)
     _check_number_of_layers(config.num_layers, "num_hidden_layers", files)
     table = _as_named(bert.bert_layout(config), files)
+    files.check(stored_shapes(table) | _harmless(files, table, bert.TIED, bert.HARMLESS))
     with torch.device("meta"):
         model = Encoder(config)
-    return _fill(model, table, files, _harmless(files, table, bert.TIED, bert.HARMLESS), dtype, device)
+    return _fill(model, table, files, dtype, device)
 
 
 def save_encoder(
@@ -100,9 +101,10 @@ def load_encoder_decoder(
     _check_number_of_layers(config.num_decoder_layers, "num_decoder_layers", files)
     table = t5.t5_layout(config)
     tied = t5.TIED | ({t5.HEAD: "embedding.weight"} if config.tie_embeddings else {})
+    files.check(stored_shapes(table) | _harmless(files, table, tied, t5.HARMLESS))
     with torch.device("meta"):
         model = EncoderDecoder(config)
-    return _fill(model, table, files, _harmless(files, table, tied, t5.HARMLESS), dtype, device)
+    return _fill(model, table, files, dtype, device)
 
 
 def save_encoder_decoder(
@@ -181,29 +183,19 @@ def _fill(
     model: ModelT,
     table: Layout,
     files: TensorFiles,
-    extra: dict[str, Shape],
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> ModelT:
-    """The model, built without memory, with every parameter from the files."""
-    files.check(stored_shapes(table) | extra)
+    """The model, built without memory, with every parameter from the files, which were checked."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     assert set(shapes) == set(table), set(shapes) ^ set(table)
     state: dict[str, Tensor] = {}
     for ours, parts in table.items():
         # Concatenating copies, which a view of a mapped file needs before it becomes a parameter.
-        state[ours] = torch.cat([_read(files, part).to(device, dtype) for part in parts]).view(shapes[ours])
+        pieces = [part.load(as_type(files.read_float(part.name), dtype, part.name, device)) for part in parts]
+        state[ours] = torch.cat(pieces).view(shapes[ours])
     model.load_state_dict(state, assign=True)
     return model
-
-
-def _read(files: TensorFiles, part: Part) -> Tensor:
-    tensor = files.read(part.name)
-    if not tensor.is_floating_point():
-        raise GristmillError(f"{files.directory}: tensor {part.name} is {tensor.dtype}, not floating-point")
-    if not torch.isfinite(tensor).all():
-        raise GristmillError(f"{files.directory}: tensor {part.name} holds NaN or infinity; the weights are damaged")
-    return part.load(tensor)
 
 
 def _write(
@@ -214,11 +206,12 @@ def _write(
     tokenizer_dir: Path | None,
     dtype: torch.dtype,
 ) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
     token_ids: dict[str, int] = {}
     if tokenizer_dir is not None:
+        token_ids = special_token_ids(tokenizer_dir, settings["vocab_size"])
+    directory.mkdir(parents=True, exist_ok=True)
+    if tokenizer_dir is not None:
         copy_tokenizer(tokenizer_dir, directory)
-        token_ids = special_token_ids(directory, settings["vocab_size"])
     state = model.state_dict()
     tensors = [
         StoredTensor(part.name, part.shape, dtype, partial(_stored, part, rows, dtype))

@@ -12,10 +12,11 @@ from ..model.config import ModelConfig
 from ..model.decoder import Decoder
 from ..tokenizer.formats.gguf import write_tokenizer
 from .gguf_config import ARCHITECTURES, Keys, read_config
-from .gguf_file import GGUFFile as GGUFFile
-from .gguf_file import gguf_package as gguf_package
+from .gguf_file import GGUFFile
 from .gguf_layout import ROPE_FACTORS, Stacks, assemble, stacks
 from .hf import save_model
+
+NOT_STATED = "not stated"  # in place of the licence
 
 
 def load_gguf(file: Path | str, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -37,7 +38,7 @@ def import_gguf(file: Path, out_dir: Path, dtype: torch.dtype = torch.bfloat16) 
     save_model(model, out_dir, out_dir, dtype)
     return {
         "model": source.get("general.name", source.path.name),
-        "license": source.get("general.license", "not stated"),
+        "license": source.get("general.license", NOT_STATED),
         "parameters": model.config.num_parameters,
         "stored_as": ", ".join(sorted({tensor.kind.name for tensor in source.tensors.values()})),
     }

@@ -39,7 +39,12 @@ _WITHOUT_Q_RANK = (26, 27)  # numbers of layers by which llama.cpp knows DeepSee
 
 
 def export_gguf(
-    model: Decoder, tokenizer_dir: Path, path: Path, dtype: GGUFDtype = "f16", name: str = "gristmill"
+    model: Decoder,
+    tokenizer_dir: Path,
+    path: Path,
+    dtype: GGUFDtype = "f16",
+    name: str = "gristmill",
+    licence: str | None = None,
 ) -> None:
     """Write `model` and the tokenizer in `tokenizer_dir` as one GGUF file, whose bytes depend on nothing else.
 
@@ -55,6 +60,8 @@ def export_gguf(
     unfinished = path.with_name(f".{path.name}.writing")
     writer = gguf.GGUFWriter(unfinished, architecture)
     writer.add_name(name)
+    if licence is not None:
+        writer.add_license(licence)
     for key, value in metadata.items():
         _add(writer, f"{architecture}.{key}", value)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[dtype]])

@@ -19,32 +19,13 @@ import torch
 from torch import Tensor
 
 from ..errors import GristmillError
-from ..tokenizer.formats.gguf_metadata import MAGIC, _string, _value
+from ..tokenizer.formats.gguf_metadata import MAGIC, TYPES, fault_of_types, read_string, read_value
 
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
 _ALIGNMENT = "general.alignment"
 # What others than this module's readers are handed, and so must be what the specification says.
-_TYPES = {
-    "general.architecture": str,
-    "general.name": str,
-    "general.license": str,
-    "tokenizer.ggml.model": str,
-    "tokenizer.ggml.pre": str,
-    "tokenizer.chat_template": str,
-    "tokenizer.ggml.bos_token_id": int,
-    "tokenizer.ggml.eos_token_id": int,
-    "tokenizer.ggml.unknown_token_id": int,
-    "tokenizer.ggml.padding_token_id": int,
-    "tokenizer.ggml.add_bos_token": bool,
-    "tokenizer.ggml.add_space_prefix": bool,
-}
-_LISTS = {
-    "tokenizer.ggml.tokens": str,
-    "tokenizer.ggml.merges": str,
-    "tokenizer.ggml.token_type": int,
-    "tokenizer.ggml.scores": float,
-}
+_TYPES = dict.fromkeys(("general.architecture", "general.name", "general.license"), str) | TYPES
 
 
 @dataclass(frozen=True)
@@ -70,7 +51,8 @@ class GGUFFile:
             with open(path, "rb") as opened:
                 self._data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
             self.fields, entries, end = self._head()
-            self._check_types()
+            if fault := fault_of_types(self.get, _TYPES):
+                raise ValueError(fault)
             self.tensors = self._placed(entries, end)
         except (struct.error, ValueError, UnicodeDecodeError, KeyError, OverflowError) as error:
             raise GristmillError(f"{path} is not a whole GGUF file ({error}); get it again") from None
@@ -118,14 +100,14 @@ class GGUFFile:
         at = 24
         fields: dict[str, Any] = {}
         for _ in range(num_pairs):
-            key, at = _string(data, at)
+            key, at = read_string(data, at)
             (kind,) = struct.unpack_from("<I", data, at)
             if key in fields:
                 raise ValueError(f"metadata key {key} stands twice")
-            fields[key], at = _value(data, at + 4, kind)
+            fields[key], at = read_value(data, at + 4, kind)
         entries: dict[str, tuple[list[int], int, int]] = {}
         for _ in range(num_tensors):
-            name, at = _string(data, at)
+            name, at = read_string(data, at)
             (dimensions,) = struct.unpack_from("<I", data, at)
             if name in entries or not 1 <= dimensions <= _MAX_DIMENSIONS:
                 raise ValueError(f"tensor {name} stands twice or has {dimensions} dimensions")
@@ -133,16 +115,6 @@ class GGUFFile:
             entries[name] = (sizes, kind, offset)
             at += 4 + 8 * dimensions + 12
         return fields, entries, at
-
-    def _check_types(self) -> None:
-        for key in _TYPES.keys() & self.fields.keys():
-            value = self.get(key)
-            if type(value) is not _TYPES[key]:
-                raise ValueError(f"metadata key {key} is {str(value)[:40]!r}, not a {_TYPES[key].__name__}")
-        for key in _LISTS.keys() & self.fields.keys():
-            values = self.get(key)
-            if not isinstance(values, list) or any(type(value) is not _LISTS[key] for value in values):
-                raise ValueError(f"metadata key {key} is not a list of {_LISTS[key].__name__}")
 
     def _placed(self, entries: dict[str, tuple[list[int], int, int]], end: int) -> dict[str, StoredTensor]:
         """The tensors with their places, all of which lie inside the file and apart from each other."""

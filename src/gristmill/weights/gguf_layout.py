@@ -20,6 +20,7 @@ from ..model.config import LatentAttention, ModelConfig
 from ..model.decoder import Decoder
 from .families.family import Part, Shape, Transform
 from .families.transforms import interleaved_rows
+from .layout import as_type
 
 PAIRS_APART = ("qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "gpt2")  # rotate (i, i + D/2), as we do
 HEAD = "output.weight"
@@ -36,7 +37,7 @@ class Stack:
     axis: int = 0
 
     def load(self, read: Callable[[str], Tensor], dtype: torch.dtype) -> Tensor:
-        pieces = [part.load(read(part.name)).to(dtype) for part in self.parts]
+        pieces = [as_type(part.load(read(part.name)), dtype, part.name) for part in self.parts]
         return torch.cat(pieces, dim=self.axis)
 
     def save(self, parameter: Tensor) -> Iterator[Tensor]:

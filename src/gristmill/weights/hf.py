@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
 from .families import Family, Part, home_of
-from .hf_config import write_config
+from .hf_config import TokenIds, write_config
 from .layout import split_rows
 from .safetensors_writer import MAX_SHARD_BYTES, StoredTensor, write_weights
 from .safetensors_writer import WEIGHTS as WEIGHTS
@@ -27,17 +27,19 @@ def save_model(
     tokenizer_dir: Path,
     dtype: torch.dtype = torch.float32,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    published: Mapping[str, TokenIds] | None = None,
 ) -> None:
     """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer's files into `directory`.
 
     The model is saved as the first family of transformers that can hold it (`families.family_of`), else in gristmill's
     own format. The same weights give the same bytes. A tied head is left out, as transformers does; above
-    `max_shard_bytes` the weights are cut into shards. GristmillError names a tensor that holds NaN or infinity, in the
-    model or after rounding to `dtype`.
+    `max_shard_bytes` the weights are cut into shards. `published` are the ids of special tokens that a model from
+    elsewhere states itself (`hf_config.published_token_ids`). GristmillError names a tensor that holds NaN or infinity,
+    in the model or after rounding to `dtype`.
     """
     family = home_of(model.config)
     tensors = list(stored_tensors(model, family, dtype))
-    write_directory(tensors, model.config, family, directory, tokenizer_dir, dtype, max_shard_bytes)
+    write_directory(tensors, model.config, family, directory, tokenizer_dir, dtype, max_shard_bytes, published)
 
 
 def stored_tensors(model: Decoder, family: Family, dtype: torch.dtype) -> Iterator[StoredTensor]:
@@ -62,14 +64,15 @@ def write_directory(
     tokenizer_dir: Path,
     dtype: torch.dtype,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    published: Mapping[str, TokenIds] | None = None,
     **extra_settings: Any,
 ) -> None:
     """Write a model directory whose weight files hold `tensors` as they are; the extra settings join config.json."""
+    token_ids = special_token_ids(tokenizer_dir, config.vocab_size)
     directory.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(tokenizer_dir, directory)
-    token_ids = special_token_ids(directory, config.vocab_size)
     write_weights(tensors, directory, max_shard_bytes)
-    write_config(directory, config, family, dtype, token_ids, **extra_settings)
+    write_config(directory, config, family, dtype, token_ids, published, **extra_settings)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -13,9 +13,18 @@ from ..errors import GristmillError
 from ..events import StageLog
 from ..hardware import code_version
 from .config import ImportConfig, ImportDtype
-from .gguf import gguf_package, import_gguf
+from .gguf import import_gguf
+from .gguf_file import gguf_package
 from .hf import save_model
-from .hf_config import CONFIG, DTYPES, GENERATION_CONFIG, dtype_name, read_settings, stored_dtype
+from .hf_config import (
+    CONFIG,
+    DTYPES,
+    GENERATION_CONFIG,
+    dtype_name,
+    published_token_ids,
+    read_settings,
+    stored_dtype,
+)
 from .load import load_model
 from .packages import PACKAGES, file_sha256, package_file
 
@@ -26,8 +35,10 @@ def import_model(source: str, out: Path, log: StageLog, dtype: ImportDtype | Non
     Weights are saved as `dtype`: bfloat16 from GGUF, and as they are from a directory, unless it says otherwise.
     An `out` that is there already is replaced if it is an artifact; any other directory is left alone.
     """
+    out = out.resolve()
     path = _find(source, log)
     _check_target(out, path)
+    _check_decoder(path)
     name = source if source in PACKAGES else path.name
     config = ImportConfig.model_validate(
         {"source": name, "sha256": _identity(path), "dtype": dtype or _own_dtype(path)}
@@ -57,7 +68,8 @@ def import_files(path: Path, config: ImportConfig, run: StageRun) -> Figures:
         figures = import_gguf(path, run.out, dtype)
     else:
         figures = _import_directory(path, run.out, dtype)
-    model = load_model(run.out, torch.float32)
+    # Of float16, which takes the same memory, bfloat16 has the range that a model's inside may need.
+    model = load_model(run.out, torch.bfloat16 if dtype == torch.float16 else dtype)
     with torch.no_grad():
         logits = model(torch.arange(min(8, model.config.vocab_size))[None])
     if not torch.isfinite(logits).all():
@@ -67,7 +79,8 @@ def import_files(path: Path, config: ImportConfig, run: StageRun) -> Figures:
 
 def _import_directory(source: Path, out: Path, dtype: torch.dtype) -> dict[str, Any]:
     model = load_model(source, dtype)
-    save_model(model, out, tokenizer_dir=source, dtype=dtype)
+    published = published_token_ids(read_settings(source), model.config.vocab_size)
+    save_model(model, out, tokenizer_dir=source, dtype=dtype, published=published)
     if (source / GENERATION_CONFIG).is_file():  # its publisher knows which tokens end a reply
         shutil.copyfile(source / GENERATION_CONFIG, out / GENERATION_CONFIG)
     return {"model": source.name, "parameters": model.config.num_parameters}
@@ -92,10 +105,21 @@ def _find(source: str, log: StageLog) -> Path:
 
 
 def _check_target(out: Path, source: Path) -> None:
-    if out.resolve() == source or out.resolve() in source.parents:
+    if out.exists() and not out.is_dir():
+        raise GristmillError(f"--out {out} is a file; a model is imported into a directory")
+    if out == source or out in source.parents:
         raise GristmillError(f"--out {out} would replace the model that is imported; give another directory")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise GristmillError(f"--out {out} holds other files and is no artifact; give a new directory")
+
+
+def _check_decoder(path: Path) -> None:
+    kind = None if path.is_file() else read_settings(path).get("model_type")
+    if kind in ("bert", "t5"):
+        reader = "load_encoder" if kind == "bert" else "load_encoder_decoder"
+        raise GristmillError(
+            f"{path} is a {kind.upper()}; import takes decoders only, gristmill.{reader} reads it where it is"
+        )
 
 
 def _own_dtype(path: Path) -> str:

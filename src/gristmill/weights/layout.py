@@ -61,6 +61,14 @@ def split_tensors(model: Decoder, table: Layout | None = None) -> Iterator[tuple
             yield part.name, part.save(rows)
 
 
+def as_type(tensor: Tensor, dtype: torch.dtype, name: str, device: torch.device | str = "cpu") -> Tensor:
+    """`tensor` as `dtype`, which must be able to hold its values."""
+    changed = tensor.to(device, dtype)
+    if not torch.isfinite(changed).all():
+        raise GristmillError(f"tensor {name} holds values that {dtype} cannot; load the model in a wider type")
+    return changed
+
+
 def build_decoder(
     config: ModelConfig,
     table: Layout,
@@ -79,7 +87,7 @@ def build_decoder(
     assert set(shapes) == set(table), set(shapes) ^ set(table)
     state = {}
     for ours, parts in table.items():
-        pieces = [part.load(read(part.name).to(device, buffers.get(ours, dtype))) for part in parts]
+        pieces = [part.load(as_type(read(part.name), buffers.get(ours, dtype), part.name, device)) for part in parts]
         # A single piece may be a view into a mapped file, which must not change under the model.
         whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone(memory_format=torch.contiguous_format)
         state[ours] = whole.view(shapes[ours])

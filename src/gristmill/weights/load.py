@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..errors import GristmillError
 from ..model.config import ModelConfig
@@ -24,7 +23,7 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32, device: tor
 
     INT8 weights are multiplied out while they are read: the file is small, the model in memory is not.
     Every tensor must be there, with its shape and finite values, and no other; GristmillError names the first that is
-    not so.
+    not so, or whose values are beyond the range of `dtype`.
     """
     directory = locate_model(path)
     settings = read_settings(directory)
@@ -32,15 +31,14 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32, device: tor
     files = TensorFiles(directory)
     _check_numbers(family, config, files)
     table = _as_named(family, family.layout(config), files)
+    harmless = _harmless(family, config, table, files)
     quantization = settings.get("quantization_config")
-    if quantization is not None:
-        if not isinstance(quantization, dict):
-            raise GristmillError(f"{directory / CONFIG}: quantization_config must be an object")
+    if quantization is not None and quantization != {}:
         compressed.check_settings(quantization, family, directory / CONFIG)
-        files.check(compressed.packed_shapes(table))
+        files.check(compressed.packed_shapes(table) | harmless)
         return build_decoder(config, table, compressed.Dequantizer(files, table).read, dtype, device)
-    files.check(stored_shapes(table) | _harmless(family, config, table, files))
-    return build_decoder(config, table, lambda name: _read_float(files, name), dtype, device)
+    files.check(stored_shapes(table) | harmless)
+    return build_decoder(config, table, files.read_float, dtype, device)
 
 
 def _check_numbers(family: Family, config: ModelConfig, files: TensorFiles) -> None:
@@ -76,14 +74,3 @@ def _harmless(family: Family, config: ModelConfig, table: Layout, files: TensorF
             )
         extra[family.head] = files.shape(family.head)
     return extra
-
-
-def _read_float(files: TensorFiles, name: str) -> Tensor:
-    tensor = files.read(name)
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise GristmillError(
-            f"{files.directory}: tensor {name} is {tensor.dtype}; only floating-point weights are read"
-        )
-    if not torch.isfinite(tensor).all():
-        raise GristmillError(f"{files.directory}: tensor {name} holds NaN or infinity; the weights are damaged")
-    return tensor

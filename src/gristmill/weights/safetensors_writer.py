@@ -22,6 +22,7 @@ from .families import Shape
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_SHARDS = "model-*-of-*.safetensors"
 MAX_SHARD_BYTES = 5_000_000_000
 _TYPES = {
     torch.float32: "F32",
@@ -50,8 +51,9 @@ class StoredTensor:
 def write_weights(tensors: Sequence[StoredTensor], directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Write `model.safetensors`, or above `max_shard_bytes` shards with their index, in place of what was there.
 
-    Everything is written in a directory inside and moved when it is whole: a save that was killed leaves nothing that
-    could be taken for a part of the next one.
+    Everything is written in a directory inside and moved when it is whole, the index last; only then do stale files
+    go. A save that was killed leaves the old weights or the new ones, never some of each: where new shards bear the
+    names of old ones, the old index goes first, and what is left without one is refused.
     """
     workplace = directory / ".weights.writing"
     shutil.rmtree(workplace, ignore_errors=True)
@@ -67,10 +69,15 @@ def write_weights(tensors: Sequence[StoredTensor], directory: Path, max_shard_by
             total = sum(tensor.nbytes for tensor in tensors)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(homes.items()))}
             write_json(workplace / INDEX, index)
-        for old in (*directory.glob("model-*-of-*.safetensors"), directory / WEIGHTS, directory / INDEX):
-            old.unlink(missing_ok=True)
-        for new in sorted(workplace.iterdir()):
-            os.replace(new, directory / new.name)
+        before = {path.name for path in (*directory.glob(_SHARDS), directory / WEIGHTS, directory / INDEX)}
+        if len(shards) > 1 and not before.isdisjoint(names):
+            (directory / INDEX).unlink(missing_ok=True)
+        written = [*names, INDEX] if len(shards) > 1 else names
+        for name in written:
+            os.replace(workplace / name, directory / name)
+        # Readers take the single file before an index, and an index before its shards.
+        for name in sorted(before - set(written), key=(WEIGHTS, INDEX).__contains__, reverse=True):
+            (directory / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from ..artifact import write_json
 from ..errors import GristmillError
 from ..model.encoder import EncoderConfig, Pooling
+from .json_files import read_object, read_value, short
 
 MODULES = "modules.json"
 POOLING = "1_Pooling/config.json"
@@ -36,13 +36,13 @@ def read_pooling(directory: Path) -> SaidPooling:
         return SaidPooling()
     pooling: Pooling | None = None
     normalize = False
-    modules = _read(path)
+    modules = read_value(path, f"{path} is missing")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise GristmillError(f"{path} must be a list of modules")
     for module in modules:
         kind = str(module.get("type")).rpartition(".")[2]
         if kind == "Pooling":
-            pooling = _mode(directory / str(module.get("path", "1_Pooling")) / "config.json")
+            pooling = _mode(_beside(path, module.get("path", "1_Pooling")) / "config.json")
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
@@ -50,23 +50,19 @@ def read_pooling(directory: Path) -> SaidPooling:
     return SaidPooling(pooling, normalize)
 
 
+def _beside(modules: Path, name: Any) -> Path:
+    """The directory of a module, which stands beside `modules.json`."""
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+        raise GristmillError(f"{modules}: path {short(name)} must be the name of a directory beside {MODULES}")
+    return modules.parent / name
+
+
 def _mode(path: Path) -> Pooling:
-    settings = _read(path)
-    if not isinstance(settings, dict):
-        raise GristmillError(f"{path} must be a JSON object")
+    settings = read_object(path, f"{path} is missing, though {MODULES} speaks of it")
     chosen = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value]
     if len(chosen) != 1 or chosen[0] not in _KEYS:
         raise GristmillError(f"{path}: exactly one of {', '.join(_KEYS)} must be true, found {chosen}")
     return _KEYS[chosen[0]]
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GristmillError(f"{path} is missing, though {MODULES} speaks of it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise GristmillError(f"{path} is not JSON ({error}); get the file again") from None
 
 
 def write_pooling(directory: Path, config: EncoderConfig) -> None:

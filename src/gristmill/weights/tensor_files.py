@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import GristmillError
 from .families import Shape
+from .json_files import read_value
 from .safetensors_writer import INDEX, WEIGHTS
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
@@ -40,6 +41,17 @@ class TensorFiles:
     def read(self, name: str) -> Tensor:
         """One tensor as it is stored; it may be a view of the mapped file."""
         return self._shards[self._home[name]].get_tensor(name)
+
+    def read_float(self, name: str) -> Tensor:
+        """The same for a tensor of floating-point numbers, all of which must be finite."""
+        tensor = self.read(name)
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise GristmillError(
+                f"{self.directory}: tensor {name} is {tensor.dtype}; only floating-point weights are read"
+            )
+        if not torch.isfinite(tensor).all():
+            raise GristmillError(f"{self.directory}: tensor {name} holds NaN or infinity; the weights are damaged")
+        return tensor
 
     def check(self, expected: Mapping[str, Shape]) -> None:
         """GristmillError names the first tensor that is missing, not expected, or of another shape."""
@@ -71,9 +83,10 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
+    value = read_value(index, f"{index} is missing")
     try:
-        names = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        names = list(dict.fromkeys(value["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise GristmillError(f"{index} is not an index of safetensors shards ({error!r})") from None
     if not names:
         raise GristmillError(f"{index} names no shards")

@@ -27,6 +27,29 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [_plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
+def with_text_arguments(chat: list[dict[str, Any]], messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """`chat`, which `plain_messages` made of `messages`, with the arguments of calls as JSON text: as it was given, or
+    written here where an object was."""
+    texts = []
+    for plain, given in zip(chat, messages, strict=True):
+        if "tool_calls" in plain:
+            calls = zip(plain["tool_calls"], given["tool_calls"], strict=True)
+            plain = {**plain, "tool_calls": [_text_call(call, before) for call, before in calls]}
+        texts.append(plain)
+    return texts
+
+
+def _text_call(call: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    function, before = call.get("function", call), given.get("function", given).get("arguments")
+    text = (
+        str.__str__(before)
+        if before and isinstance(before, str)
+        else json.dumps(function["arguments"], ensure_ascii=False)
+    )
+    named = {**function, "arguments": text}
+    return named if function is call else {**call, "function": named}
+
+
 def plain_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
     """Copies of the functions' JSON schemas; None where there are none."""
     if tools is None:

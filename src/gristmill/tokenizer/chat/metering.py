@@ -6,7 +6,7 @@ a space, no template can write.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -15,21 +15,26 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.visitor import NodeTransformer
 
-from .meter import Each, look, made, spend, weight, written
+from .meter import ITEM, Each, keys, look, made, spend, weight, written
 
-MAX_LENGTH = 10_000_000
-# Filters and tests that neither compare nor write out what the lists and objects that they are given hold.
-_SHALLOW_FILTERS = frozenset(
-    "attr batch count d default first items last length list map reject rejectattr reverse select selectattr "
-    "slice".split()
+MOST_CHARACTERS_TO_STRIP = 64  # each end of a text is compared with every one of them
+MOST_DIGITS = 400  # behind the point, which is as many as a float has
+# The filters that published templates use, and their like. What is not here has not been weighed.
+FILTERS = frozenset(
+    "abs attr capitalize count d default dictsort e escape first float format groupby indent int items join last "
+    "length list lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum "
+    "title tojson trim unique upper".split()
 )
+# Those that neither compare nor write out what the lists and objects that they are given hold.
+_SHALLOW_FILTERS = frozenset(
+    "attr count d default first items last length list map reject rejectattr reverse select selectattr".split()
+)
+# Those that make a list of a text, and `title`, which makes one of its words.
+_LISTING = frozenset("dictsort groupby join list map max min reverse sort sum title unique".split())
 _SHALLOW_TESTS = frozenset(
     "boolean callable defined divisibleby escaped even false filter float integer iterable mapping none number odd "
     "sameas sequence string test true undefined".split()
 )
-_TAKE_NUMBERS = frozenset("batch center indent round slice truncate".split())
-# What no chat template uses, and what takes more time or makes more text than it is given.
-UNUSED_FILTERS = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")
 
 
 class Metering(NodeTransformer):
@@ -67,7 +72,7 @@ class Metering(NodeTransformer):
     def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
         self.generic_visit(node)
         for pair in node.items:
-            pair.key = _through(" seen", pair.key)
+            pair.key = _through(" key", pair.key)
         return _through(" made", node)
 
     def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Expr:
@@ -80,8 +85,9 @@ def _through(name: str, node: Any) -> nodes.Filter:
 
 def metered_filters(filters: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """jinja2's filters, charged, and those of `Metering`."""
-    found = {name: _metered(name, taking) for name, taking in filters.items() if name not in UNUSED_FILTERS}
-    return found | {" each": _inner(Each), " made": _inner(made), " seen": _inner(_seen), " written": _inner(written)}
+    found = {name: _metered(name, taking) for name, taking in filters.items() if name in FILTERS}
+    charges = {" each": Each, " key": _key, " made": made, " seen": _seen, " written": written}
+    return found | {name: _inner(charge) for name, charge in charges.items()}
 
 
 def metered_tests(tests: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
@@ -102,17 +108,6 @@ def metered_tests(tests: dict[str, Callable[..., Any]]) -> dict[str, Callable[..
     return {name: charged(name, taking) for name, taking in tests.items()}
 
 
-def check_length(length: int) -> None:
-    if length > MAX_LENGTH:
-        raise SecurityError(f"a template may make no value longer than {MAX_LENGTH:,} at one go")
-
-
-def check_numbers(*values: Any) -> None:
-    for value in values:
-        if isinstance(value, int):
-            check_length(abs(value))
-
-
 def _inner(taking: Callable[[Any], Any]) -> Callable[..., Any]:
     """Passing the context keeps a filter from being worked out while the template is compiled."""
 
@@ -128,34 +123,59 @@ def _seen(value: Any) -> Any:
     return value
 
 
+def _key(value: Any) -> Any:
+    keys([value])
+    return _seen(value)
+
+
 def _metered(name: str, taking: Callable[..., Any]) -> Callable[..., Any]:
     @pass_context
     @wraps(taking)
     def metered(context: Context, value: Any, *args: Any, **named: Any) -> Any:
         arguments = (*args, *named.values())
-        if name in _TAKE_NUMBERS:
-            check_numbers(*arguments)
         if name in _SHALLOW_FILTERS:
             spend(0)
         else:
+            value = list(value) if isinstance(value, Iterator) else value
             look(value, *arguments)
-        if name == "join":
-            value = value if hasattr(value, "__len__") else list(value)
-            spend(len(value) * max(map(weight, arguments), default=0))
-        elif name == "replace":
-            check_replacing(str(value), *map(str, arguments[:2]))
-        elif name == "indent":
-            spend(str(value).count("\n") * max([1, *(_width(argument) for argument in arguments)]))
-        elif name == "sum" and any(isinstance(argument, list | tuple) for argument in arguments):
-            raise SecurityError("sum adds numbers; lists are joined by +")
+        if name in _LISTING and isinstance(value, str):
+            spend(ITEM * len(value))
+        _charge_before(name, value, arguments)
         return made(taking(*_passed(taking, context), value, *args, **named))
 
     return metered
 
 
-def check_replacing(text: str, old: str = "", new: str = "", *count: Any) -> None:
+def _charge_before(name: str, value: Any, arguments: tuple[Any, ...]) -> None:
+    """Charge what a filter will make of `value`, where that may be more than it is given."""
+    if name == "join":
+        spend(len(value) * max(map(weight, arguments), default=0))
+    elif name == "replace":
+        charge_replacing(str(value), *map(str, arguments[:2]))
+    elif name == "trim":
+        check_stripped(*arguments)
+    elif name == "indent":
+        width = max([1, *(_width(argument) for argument in arguments)])
+        spend(width * (len(str(value).splitlines()) + 1))
+    elif name == "round" and any(isinstance(argument, int) and abs(argument) > MOST_DIGITS for argument in arguments):
+        raise SecurityError(f"round takes at most {MOST_DIGITS} digits")
+    elif name == "sum" and any(isinstance(argument, list | tuple) for argument in arguments):
+        raise SecurityError("sum adds numbers; lists are joined by +")
+    elif name == "unique":
+        if len(arguments) - sum(isinstance(argument, bool) for argument in arguments):
+            raise SecurityError("unique takes no attribute; put map(attribute=...) before it")
+        keys(value)
+
+
+def charge_replacing(text: str, old: str = "", new: str = "", *count: Any) -> None:
     """Charge a replacement before it is made."""
     spend(text.count(old) * len(new))
+
+
+def check_stripped(characters: Any = None, *rest: Any) -> None:
+    """Refuse to strip by a long list of characters."""
+    if isinstance(characters, str) and len(characters) > MOST_CHARACTERS_TO_STRIP:
+        raise SecurityError(f"a template may strip at most {MOST_CHARACTERS_TO_STRIP} different characters")
 
 
 def _width(argument: Any) -> int:

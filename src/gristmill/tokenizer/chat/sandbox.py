@@ -2,8 +2,8 @@
 
 Templates come with models and are not trusted: they run in jinja2's immutable sandbox, which keeps them from private
 attributes, from changing their arguments and from ranges beyond 100,000; there is no loader, so nothing is imported.
-Ours refuses, besides, what makes a huge value at one go (a product, a power, a width in a format or a method), and all
-that a rendering does is charged to a budget (`meter`), so that no value grows without end step by step either.
+Ours has, besides, only the filters (`metering`) and methods that templates use, since each must be known not to take
+much more time than what it is charged; and all that a rendering does is charged to a budget (`meter`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,36 @@ import json
 import re
 from collections.abc import Callable
 from datetime import datetime
-from types import BuiltinMethodType
 from typing import Any
 
 from jinja2 import TemplateError, nodes, pass_context
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Cycler, Namespace
 
-from .meter import Each, check_bits, look, made, spend, weight, written
-from .metering import Metering, check_length, check_numbers, check_replacing, metered_filters, metered_tests
+from .meter import ITEM, Each, check_bits, keys, look, made, spend, weight, written
+from .metering import Metering, charge_replacing, check_stripped, metered_filters, metered_tests
 
+# The methods there are. `rfind`, `rsplit` and the like are not: they take the product of both lengths.
+_METHODS: tuple[tuple[type, frozenset[str]], ...] = (
+    (
+        str,
+        frozenset(
+            "capitalize count endswith find isdigit join lower lstrip replace rstrip split splitlines startswith strip "
+            "title upper".split()
+        ),
+    ),
+    (dict, frozenset("get items keys values".split())),
+    (LoopContext, frozenset({"changed", "cycle"})),
+    (Cycler, frozenset({"next", "reset"})),
+)
+MOST_WIDTH = 400  # of a field in the left side of `%`, and of a level of JSON
+LONGEST_DATE = 200
 # Where a width or a precision may stand in the left side of `%`: behind `%`, behind `%(name)` or behind the width.
-_WIDTH = re.compile(r"[%).][-+ #0]*(\d+)")
+_WIDTH = re.compile(r"[%).][-+ #0]*(\*|\d+)")
 
 
 class _GenerationTag(Extension):
@@ -54,7 +70,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str):
             _check_percent(left, right)
         elif operator == "*":
-            _check_product(left, right)
+            _charge_product(left, right)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             check_bits(left.bit_length() * right)
         return made(super().call_binop(context, operator, left, right))
@@ -65,80 +81,86 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Methods of text and numbers take widths: `ljust`, `zfill`, `to_bytes`."""
-        result_weight: Callable[[Any], Any] = made
-        if isinstance(__obj, BuiltinMethodType):
-            owner = __obj.__self__
-            if isinstance(owner, str | bytes | int):
-                check_numbers(*args, *kwargs.values())
-                args = _check_method(owner, __obj.__name__, args, kwargs)
-                result_weight = _all_made
-            look(*args, *kwargs.values(), *([] if isinstance(owner, dict) else [owner]))
+        owner = getattr(__obj, "__self__", None)
+        if owner is not None:
+            _check_method(owner, __obj.__name__)
+            look(*args, *kwargs.values())
+            if isinstance(owner, str):
+                return _called_on_text(owner, __obj, args, kwargs, super().call, __context)
         elif isinstance(__obj, LoopContext):  # a recursive loop goes on with other values
             args = (Each(args[0]), *args[1:]) if args else args
-        elif isinstance(getattr(__obj, "__self__", None), LoopContext):
-            look(*args)
-        return result_weight(super().call(__context, __obj, *args, **kwargs))
+        elif __obj is dict or __obj is Namespace:
+            args = tuple(_pairs(arg) for arg in args)
+        return made(super().call(__context, __obj, *args, **kwargs))
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        if super().wrap_str_format(value) is None:
-            return None
-        vformat, text, is_map = _Formatter(self).vformat, str(value.__self__), value.__name__ == "format_map"
-
-        def bounded(*args: Any, **kwargs: Any) -> str:
-            spend(len(text) + text.count("{") * weight([args, kwargs]))
-            return str(made(vformat(text, (), *args) if is_map else vformat(text, args, kwargs)))
-
-        return bounded
+    def wrap_str_format(self, value: Any) -> None:
+        """`str.format` need not be made safe where no method of that name can be called."""
 
 
-class _Formatter(SandboxedFormatter):
-    def format_field(self, value: Any, format_spec: str) -> Any:
-        check_length(sum(map(int, re.findall(r"\d+", format_spec))))
-        return super().format_field(value, format_spec)
+def _check_method(owner: Any, name: str) -> None:
+    for kind, names in _METHODS:
+        if isinstance(owner, kind) and name in names:
+            return
+    raise SecurityError(f"a template may not call the method {name} of a {type(owner).__name__}")
 
 
-def _check_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Charge methods whose result may be the product of what they are given; the arguments to go on with."""
-    if name == "replace":
-        if isinstance(owner, str) and all(isinstance(part, str) for part in args[:2]):
-            check_replacing(owner, *args)
-        else:
-            spend(len(owner) * max(map(weight, args), default=0))
+def _called_on_text(
+    owner: str,
+    method: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    call: Callable[..., Any],
+    context: Context,
+) -> Any:
+    """Call a method of text, and charge what it makes before it makes it."""
+    name = method.__name__
+    look(owner)
+    if name == "replace" and all(isinstance(part, str) for part in args[:2]):
+        charge_replacing(owner, *args)
     elif name == "join" and args:
         args = (list(args[0]),)
+        look(args[0])
         spend(len(owner) * len(args[0]))
-    elif name == "translate":
-        spend(len(owner) * sum(map(weight, args)))
-    elif name == "expandtabs":
-        spend(len(owner) * max([8, *(size for size in (*args, *kwargs.values()) if isinstance(size, int))]))
-    return args
+    elif name == "split":
+        separator = args[0] if args else kwargs.get("sep")
+        spend(ITEM * (owner.count(separator) if isinstance(separator, str) else len(owner) // 2))
+    elif name == "splitlines":
+        spend(ITEM * len(owner))
+    elif name.endswith("strip"):
+        check_stripped(*args)
+    result = call(context, method, *args, **kwargs)
+    if isinstance(result, list):  # all that it holds is new
+        spend(weight(result))
+        return result
+    return made(result)
 
 
-def _all_made(value: Any) -> Any:
-    """Charge what a method of text gives: all that lists hold is new."""
-    if isinstance(value, list | tuple):
-        spend(weight(value))
+def _pairs(value: Any) -> Any:
+    """What `dict` and `namespace` are given: an object, or pairs, whose first halves become keys."""
+    if isinstance(value, dict):
+        spend(ITEM * len(value))
         return value
-    return made(value)
+    pairs = [tuple(pair) for pair in Each(value)]
+    look(pairs)
+    keys(pair[0] for pair in pairs if pair)
+    return pairs
 
 
 def _check_percent(form: str, values: Any) -> None:
-    widths = sum(map(int, _WIDTH.findall(form)))
-    if "*" in form and isinstance(values, tuple):  # a width among the values
-        widths += sum(abs(value) for value in values if isinstance(value, int))
-    check_length(widths)
-    spend(form.count("%") * weight(values) + widths)
+    for width in _WIDTH.findall(form):
+        if width == "*" or len(width) > 5 or int(width) > MOST_WIDTH:
+            raise SecurityError(f"a template may make no field in a format wider than {MOST_WIDTH}")
+    spend(form.count("%") * (weight(values) + MOST_WIDTH))
 
 
-def _check_product(left: Any, right: Any) -> None:
+def _charge_product(left: Any, right: Any) -> None:
     if isinstance(left, int) and isinstance(right, int):
         check_bits(left.bit_length() + right.bit_length())
         return
     if isinstance(left, int):
         left, right = right, left
-    if isinstance(left, str | bytes | list | tuple) and isinstance(right, int):
-        check_length(len(left) * right)
+    if isinstance(left, str | list | tuple) and isinstance(right, int):
+        spend(len(left) * max(right, 0) * (1 if isinstance(left, str) else ITEM))
 
 
 def _percent(form: Any, *args: Any, **kwargs: Any) -> str:
@@ -170,7 +192,7 @@ def sandbox() -> ImmutableSandboxedEnvironment:
     environment.tests.update(metered_tests(tests))
     del environment.globals["lipsum"]
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = _strftime_now
     return environment
 
 
@@ -179,12 +201,15 @@ def _to_json(
     context: Context,
     value: Any,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     """JSON without jinja2's escapes for HTML. A guard in it stays a guard where other characters become ASCII."""
-    check_numbers(indent)
+    if ensure_ascii:
+        spend(12 * weight(value))
+    if indent is not None and (len(indent) if isinstance(indent, str) else indent) > MOST_WIDTH:
+        raise SecurityError(f"tojson indents by at most {MOST_WIDTH}")
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     if indent is None and separators is None:
         text = encoder.encode(value)
@@ -202,3 +227,9 @@ def _to_json(
 
 def _raise_exception(message: Any) -> None:
     raise TemplateError(str(written(message)))
+
+
+def _strftime_now(form: str) -> str:
+    if len(form) > LONGEST_DATE:
+        raise SecurityError(f"strftime_now takes at most {LONGEST_DATE} characters")
+    return datetime.now().strftime(form)

@@ -22,7 +22,7 @@ from tokenizers import AddedToken
 from gristmill.errors import GristmillError
 
 from .guard import Piece, SpecialText
-from .messages import Message, Tool, plain_messages, plain_tools
+from .messages import Message, Tool, plain_messages, plain_tools, with_text_arguments
 from .meter import TooCostly, metered
 from .sandbox import sandbox
 
@@ -83,7 +83,8 @@ class ChatTemplate:
         A message's content is a string or a list of `{"type": "text", "text": ...}`, which are joined. `tools` are JSON
         schemas of functions; an assistant's message may hold `tool_calls`, and one of role `tool` a call's result.
         `add_generation_prompt` opens the assistant's turn at the end; `continue_final_message` leaves the last turn
-        open behind its content, for the model to go on with it. GristmillError where the template refuses the messages.
+        open behind its content, for the model to go on with it. A template gets the arguments of calls as objects, and
+        as JSON text where it joins them to text. GristmillError where the template refuses the messages.
         """
         chat = plain_messages(messages)
         schemas = plain_tools(tools)
@@ -92,15 +93,20 @@ class ChatTemplate:
                 raise GristmillError("add_generation_prompt and continue_final_message exclude each other; give one")
             _check_can_continue(chat)
         held = json.dumps([chat, schemas], ensure_ascii=False)
+        texts = with_text_arguments(chat, messages) if any("tool_calls" in message for message in chat) else None
+        held += json.dumps(texts, ensure_ascii=False)
         marks = _Marks(*_unused_characters(4, "".join([held, self.source, *self.literals, *self._variables.values()])))
 
         def protect(text: str) -> str:
             return self._specials.protect(text, marks.guard)
 
-        chat, schemas = _map_strings(chat, protect), _map_strings(schemas, protect)
+        chat, texts, schemas = (_map_strings(value, protect) for value in (chat, texts, schemas))
         if continue_final_message:
-            chat[-1]["content"] += marks.stop + " "  # the space tells whether the template keeps what ends a message
-        marked = self._run(chat, schemas, add_generation_prompt, marks)
+            for written in (chat, texts):
+                if written is not None:  # the space tells whether the template keeps what ends a message
+                    written[-1]["content"] += marks.stop + " "
+        with metered(len(held)):
+            marked = self._run(chat, texts, schemas, add_generation_prompt, marks)
         if continue_final_message:
             marked = self._left_open(marked, marks.stop)
         text, generated = _take_spans(marked, marks)
@@ -126,29 +132,38 @@ class ChatTemplate:
                 return (piece.special,)
         return ()
 
-    def _run(self, chat: list[Any], schemas: Any, add_generation_prompt: bool, marks: _Marks) -> str:
+    def _run(
+        self, chat: list[Any], texts: list[Any] | None, schemas: Any, add_generation_prompt: bool, marks: _Marks
+    ) -> str:
+        """`texts`: the chat with the arguments of its calls as JSON text, None where it has no calls."""
         try:
             return self._rendered(chat, schemas, add_generation_prompt, marks)
         except Exception as error:
-            place = "" if isinstance(error, TooCostly) else self._place(chat, schemas, marks, error)
-            reason = re.sub(f"[{''.join(marks)}]", "", str(error) or type(error).__name__)
-            raise GristmillError(f"{self.origin} cannot render these messages: {place}{reason}") from None
+            fault: Exception = error
+        if texts is not None and isinstance(fault, TypeError):  # DeepSeek's templates: '```json' + arguments
+            try:
+                return self._rendered(texts, schemas, add_generation_prompt, marks)
+            except Exception as error:
+                chat, fault = texts, error
+        place = self._place(chat, schemas, marks, fault)
+        reason = re.sub(f"[{''.join(marks)}]", "", str(fault) or type(fault).__name__)
+        raise GristmillError(f"{self.origin} cannot render these messages: {place}{reason}") from None
 
     def _rendered(self, chat: list[Any], schemas: Any, add_generation_prompt: bool, marks: _Marks) -> str:
-        with metered(len(json.dumps([chat, schemas], ensure_ascii=False))):
-            return self._template.render(
-                **self._variables,
-                messages=chat,
-                tools=schemas,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                guard=marks.guard,
-                generation_start=marks.start,
-                generation_end=marks.end,
-            )
+        return self._template.render(
+            **self._variables,
+            messages=chat,
+            tools=schemas,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            guard=marks.guard,
+            generation_start=marks.start,
+            generation_end=marks.end,
+        )
 
-    def _place(self, chat: list[Any], schemas: Any, marks: _Marks, error: BaseException) -> str:
-        """`messages[i]: ` where the template refuses message i first; empty where no message is at fault.
+    def _place(self, chat: list[Any], schemas: Any, marks: _Marks, error: Exception) -> str:
+        """`messages[i]: ` where the template refuses message i first; empty where no message is at fault, and where the
+        budget is spent before it is found.
 
         A bisection, since a long chat must not cost one rendering for each message.
         """
@@ -156,16 +171,21 @@ class ChatTemplate:
         def fails(count: int) -> bool:
             try:
                 self._rendered(chat[:count], schemas, False, marks)
+            except TooCostly:
+                raise
             except Exception as other:
                 return str(other) == str(error)
             return False
 
         good, bad = 0, len(chat)
-        if fails(good) or not fails(bad):
+        try:
+            if isinstance(error, TooCostly) or fails(good) or not fails(bad):
+                return ""
+            while bad - good > 1:
+                middle = (good + bad) // 2
+                good, bad = (good, middle) if fails(middle) else (middle, bad)
+        except TooCostly:
             return ""
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            good, bad = (good, middle) if fails(middle) else (middle, bad)
         return f"messages[{good}]: "
 
     def _left_open(self, marked: str, stop: str) -> str:

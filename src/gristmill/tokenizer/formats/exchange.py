@@ -135,22 +135,25 @@ def _write(
     write_directory(backend, named, [token for token in specials if token not in named.values()], template, out_dir)
 
 
-def export_tokenizer(tokenizer: Tokenizer, form: str, path: Path | str) -> None:
+def export_tokenizer(tokenizer: Tokenizer, form: str, path: Path | str) -> list[Path]:
     """Write a tokenizer as `form`: tiktoken, a ranks file and its `.json` (`tiktoken.write_ranks`), sentencepiece, a
-    `.model` file (`sentencepiece_writer.write_model`), or huggingface, a directory."""
+    `.model` file (`sentencepiece_writer.write_model`), or huggingface, a directory. Returns the files or the directory
+    that were written."""
     path = Path(path)
     if form not in FORMATS:
-        raise GristmillError(f"format {form!r} is not written; known are {' and '.join(FORMATS)}")
+        known = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
+        raise GristmillError(f"format {form!r} is not written; known are {known}")
     if form == "tiktoken":
         write_ranks(tokenizer, path)
-        return
+        return [path, path.with_suffix(".json")]
     if form == "sentencepiece":
         write_model(tokenizer, path)
-        return
+        return [path]
     path.mkdir(parents=True, exist_ok=True)
     for file in tokenizer.files:
         if file.resolve() != (path / file.name).resolve():
             shutil.copyfile(file, path / file.name)
+    return [path]
 
 
 def _file_of(path: Path) -> Path:

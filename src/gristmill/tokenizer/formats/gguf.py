@@ -19,7 +19,7 @@ from gristmill.errors import GristmillError
 from ..pretokenize import Pattern, pattern_of, recognize_state
 from ..tokenizer import read_json, read_template
 from . import gguf_pieces
-from .gguf_metadata import read_metadata
+from .gguf_metadata import fault_of_types, read_metadata
 from .huggingface import read_named
 from .sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
@@ -60,6 +60,8 @@ def write_tokenizer(get: Callable[..., Any], file: Path, vocab_size: int, out_di
 
     `get(key, default)` reads the file's metadata. GristmillError names the key that is damaged or not supported.
     """
+    if fault := fault_of_types(get):
+        raise GristmillError(f"{file}: {fault}")
     model = get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
         raise GristmillError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,36 @@ from gristmill.errors import GristmillError
 MAGIC = b"GGUF"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+# Of the keys that a tokenizer is made from: a type, or a list of one.
+TYPES: dict[str, Any] = {
+    "tokenizer.ggml.model": str,
+    "tokenizer.ggml.pre": str,
+    "tokenizer.chat_template": str,
+    "tokenizer.ggml.bos_token_id": int,
+    "tokenizer.ggml.eos_token_id": int,
+    "tokenizer.ggml.unknown_token_id": int,
+    "tokenizer.ggml.padding_token_id": int,
+    "tokenizer.ggml.add_bos_token": bool,
+    "tokenizer.ggml.add_space_prefix": bool,
+    "tokenizer.ggml.tokens": [str],
+    "tokenizer.ggml.merges": [str],
+    "tokenizer.ggml.token_type": [int],
+    "tokenizer.ggml.scores": [float],
+}
+
+
+def fault_of_types(get: Callable[..., Any], types: Mapping[str, Any] = TYPES) -> str | None:
+    """What is wrong with the first key whose value, where `get(key)` has one, is not of the type in `types`."""
+    for key, kind in types.items():
+        value = get(key)
+        if value is None:
+            continue
+        if isinstance(kind, list):
+            if not isinstance(value, list) or any(type(item) is not kind[0] for item in value):
+                return f"metadata key {key} is not a list of {kind[0].__name__}"
+        elif type(value) is not kind:
+            return f"metadata key {key} is {str(value)[:40]!r}, not a {kind.__name__}"
+    return None
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
@@ -28,17 +59,17 @@ def read_metadata(file: Path) -> dict[str, Any]:
             at = 24
             metadata: dict[str, Any] = {}
             for _ in range(pairs):
-                key, at = _string(data, at)
+                key, at = read_string(data, at)
                 (kind,) = struct.unpack_from("<I", data, at)
-                metadata[key], at = _value(data, at + 4, kind)
+                metadata[key], at = read_value(data, at + 4, kind)
             return metadata
     except (struct.error, ValueError, UnicodeDecodeError, KeyError) as error:
         raise GristmillError(f"{file} is no whole GGUF file: its metadata breaks off or is damaged ({error})") from None
 
 
-def _value(data: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:
+def read_value(data: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:
     if kind == _STRING:
-        return _string(data, at)
+        return read_string(data, at)
     if kind == _ARRAY:
         item, count = struct.unpack_from("<IQ", data, at)
         return _array(data, at + 12, item, count)
@@ -50,7 +81,7 @@ def _array(data: mmap.mmap, at: int, item: int, count: int) -> tuple[Any, int]:
     if item == _STRING:
         strings = []
         for _ in range(count):
-            value, at = _string(data, at)
+            value, at = read_string(data, at)
             strings.append(value)
         return strings, at
     size = count * struct.calcsize("<" + _SCALARS[item])
@@ -59,7 +90,7 @@ def _array(data: mmap.mmap, at: int, item: int, count: int) -> tuple[Any, int]:
     return np.frombuffer(data[at : at + size], "<" + _SCALARS[item]), at + size
 
 
-def _string(data: mmap.mmap, at: int) -> tuple[str, int]:
+def read_string(data: mmap.mmap, at: int) -> tuple[str, int]:
     (length,) = struct.unpack_from("<Q", data, at)
     if at + 8 + length > len(data):
         raise ValueError("a string goes beyond the end")

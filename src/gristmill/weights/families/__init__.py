@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from ...errors import GristmillError
 from ...model.config import ModelConfig
+from ..json_files import short
 from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from .effective import differences, effective
 from .family import Family as Family
@@ -39,6 +40,7 @@ FAMILIES: tuple[Family, ...] = (
     LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2, GPT2, GPT_NEOX, NEMOTRON, MPT, MIXTRAL, QWEN3_MOE,
     DEEPSEEK_V2, DEEPSEEK_V3,
 )  # fmt: skip
+MOST_PARAMETERS = 2**50
 EXTRA = "gristmill"  # the key under which we keep the fields that change nothing that transformers computes
 
 
@@ -50,11 +52,13 @@ def read_config(settings: Mapping[str, Any], path: Path) -> tuple[Family, ModelC
     """
     family = _named(settings, path)
     config = _parse(family, Settings(settings, path), path)
+    if config.num_parameters > MOST_PARAMETERS:
+        raise GristmillError(f"{path}: its sizes make a model of {config.num_parameters:,} parameters")
     extra = settings.get(EXTRA)
     if not extra:
         return family, config
     if not isinstance(extra, dict):
-        raise GristmillError(f"{path}: {EXTRA} must be an object, not {extra!r}")
+        raise GristmillError(f"{path}: {EXTRA} must be an object, not {short(extra)}")
     whole = _validated(family, _merged(config.model_dump(), extra), path)
     if changed := differences(effective(whole), effective(config)):
         raise GristmillError(f"{path}: {EXTRA} says {' and '.join(changed)}, which contradicts the other keys")
@@ -132,11 +136,11 @@ def _named(settings: Mapping[str, Any], path: Path) -> Family:
     known = {family.model_type: family for family in (*FAMILIES, OWN)}
     if settings.get("text_config") is not None:
         raise GristmillError(
-            f"{path}: model_type {model_type!r} holds a text_config: models of images or sound are not read, "
+            f"{path}: model_type {short(model_type)} holds a text_config: models of images or sound are not read, "
             "only a checkpoint of the text model alone"
         )
     if not isinstance(model_type, str) or model_type not in known:
-        raise GristmillError(f"{path}: model_type {model_type!r} is not supported, only {', '.join(known)}")
+        raise GristmillError(f"{path}: model_type {short(model_type)} is not supported, only {', '.join(known)}")
     return known[model_type]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...model.config import ModelConfig
 from ...model.decoder import Decoder
 from .family import Family, Layout, Part
-from .settings import Settings
+from .settings import MOST, Settings
 
 MODEL_TYPE = "gristmill"
 _FIELDS = tuple(ModelConfig.model_fields)
@@ -18,6 +18,11 @@ _FIELDS = tuple(ModelConfig.model_fields)
 
 def _read(settings: Settings) -> dict[str, Any]:
     settings.layers("num_layers")
+    for key in _FIELDS:
+        value = settings.values.get(key)
+        inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        if any(isinstance(number, int) and abs(number) > MOST for number in (value, *inside)):
+            settings.refuse(key, f"numbers of at most {MOST}")
     return {field: settings.get(field) for field in _FIELDS if field in settings.values}
 
 

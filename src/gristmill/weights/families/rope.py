@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...model.config import ModelShape, RopeScaling
-from .settings import Settings
+from .settings import MOST, Settings
 
 _KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 # What stands beside `rope_type` and the factor; our fields have the same names.
@@ -50,15 +50,26 @@ def read_scaling(settings: Settings, rope: Settings) -> dict[str, Any]:
         original = holder.integer("original_max_position_embeddings", trained)
         factor = rope.number("factor", trained / original if kind == "yarn" else None)
         scaling = {name: rope.get(name) for name in _MORE[kind] if rope.has(name)}
-        return {"rope_scaling": {"kind": kind, "factor": factor, "original_max_seq_len": original, **scaling}}
+        fields: dict[str, Any] = {
+            "rope_scaling": {"kind": kind, "factor": factor, "original_max_seq_len": original, **scaling}
+        }
+        # Some publish the trained length (Qwen), some the length that the factor makes of it (DeepSeek).
+        longest = trained if kind == "llama3" else _stretched(rope, original, factor)
+        return fields | ({"max_seq_len": longest} if longest > trained else {})
     factor = rope.number("factor")
     if factor < 1:
         rope.refuse("factor", "1 or more")
     if kind == "dynamic":  # the frequencies change from here on, so this is the length it was trained with
         scaling = {"kind": kind, "factor": factor, "original_max_seq_len": trained}
-        return {"rope_scaling": scaling, "max_seq_len": int(trained * factor)}
+        return {"rope_scaling": scaling, "max_seq_len": _stretched(rope, trained, factor)}
     scaling = {"kind": kind, "factor": factor, "original_max_seq_len": max(1, int(trained / factor))}
     return {"rope_scaling": scaling}
+
+
+def _stretched(rope: Settings, trained: int, factor: float) -> int:
+    if trained * factor > MOST:
+        rope.refuse("factor", f"so small that {trained} times it is at most {MOST}")
+    return int(trained * factor)
 
 
 def write_rope(config: ModelShape, partial: bool = False) -> dict[str, Any]:

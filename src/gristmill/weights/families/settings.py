@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import GristmillError
+from ..json_files import short
 
 MOST_LAYERS = 10_000
+MOST = 2**31 - 1  # of any size: torch counts a tensor's values, products of sizes, in 63 bits
+MOST_NUMBER = sys.float_info.max
 
 
 class Settings:
@@ -38,10 +42,12 @@ class Settings:
         return self.values[key] if self.has(key) else default
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0."""
+        """A whole number above 0 and below 2**31."""
         value = self.filled(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             self.refuse(key, "a whole number above 0")
+        if value > MOST:
+            self.refuse(key, f"at most {MOST}")
         return value
 
     def layers(self, key: str, default: int | None = None) -> int:
@@ -52,9 +58,12 @@ class Settings:
         return number
 
     def number(self, key: str, default: float | None = None) -> float:
+        """A finite number."""
         value = self.filled(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(key, "a number")
+        if not abs(value) <= MOST_NUMBER:  # which NaN is not either
+            self.refuse(key, "a finite number")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -86,4 +95,6 @@ class Settings:
         value = self.values.get(key)
         if key not in self.values:
             raise GristmillError(f"{self.path}: {self.inside}{key} is missing; it must be {supported}")
-        raise GristmillError(f"{self.path}: {self.inside}{key} = {value!r} is not supported; it must be {supported}")
+        raise GristmillError(
+            f"{self.path}: {self.inside}{key} = {short(value)} is not supported; it must be {supported}"
+        )
