@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,22 @@ def set_path(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 DIGITS = {"type": "Digits", "individual_digits": False}
+
+
+def test_special_tokens_behind_the_models_rows_are_left_out(
+    directory: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    shutil.copytree(directory, tmp_path / "t")
+    path, rows = tmp_path / "t" / "tokenizer.json", tokenizer.vocab_size
+    state = json.loads(path.read_text())
+    state["added_tokens"].append(state["added_tokens"][-1] | {"id": rows, "content": "<image>"})
+    path.write_text(json.dumps(state))
+    files = [written(place, tmp_path / f"{place.name}.gguf", rows) for place in (directory, tmp_path / "t")]
+    assert files[0].get("tokenizer.ggml.tokens") == files[1].get("tokenizer.ggml.tokens")
+    state["added_tokens"][-1]["special"] = False
+    path.write_text(json.dumps(state))
+    with pytest.raises(GristmillError, match=f"holds id {rows}"):
+        written(tmp_path / "t", tmp_path / "x.gguf", rows)
 
 
 @pytest.mark.parametrize(

@@ -149,5 +149,5 @@ def gguf_package() -> Any:
         import gguf
         import gguf.quants
     except ImportError:
-        raise GristmillError("GGUF files need the gguf package: pip install 'gristmill[smollm]'") from None
+        raise GristmillError("GGUF files need the gguf package: pip install 'gristmill[gguf]'") from None
     return gguf

@@ -38,17 +38,22 @@ def tokens_and_types(
     state: dict[str, Any], vocab_size: int, path: Path, of_characters: bool
 ) -> tuple[list[str], list[int]]:
     """The tokens of the tokenizer.json `state` by their ids and what SentencePiece calls their types, which GGUF files
-    have too; ids that no token has become unused tokens. `of_characters`: not byte-level, with a token for the unknown.
+    have too; ids that no token has become unused tokens, and special tokens added behind the model's rows (Gemma 3's for
+    images) are left out. `of_characters`: not byte-level, with a token for the unknown.
 
     GristmillError where an id is not below `vocab_size` or a piece holds NUL; KeyError, TypeError, AttributeError for a
     part that is missing or of another form.
     """
     model = state["model"]
-    added = {entry["id"]: entry for entry in state["added_tokens"]}
     vocab, unknown = model["vocab"], model.get("unk_token")
     if isinstance(vocab, list):  # a unigram model's, with scores
         unknown = None if model.get("unk_id") is None else vocab[model["unk_id"]][0]
         vocab = {token: i for i, (token, _) in enumerate(vocab)}
+    added = {
+        entry["id"]: entry
+        for entry in state["added_tokens"]
+        if entry["id"] < vocab_size or not entry["special"] or entry["content"] in vocab
+    }
     by_id = {i: token for token, i in vocab.items()} | {i: entry["content"] for i, entry in added.items()}
     if max(by_id, default=-1) >= vocab_size:
         raise GristmillError(f"{path} holds id {max(by_id)}, the model's vocab_size is {vocab_size}")
