@@ -4,7 +4,7 @@ import os
 import pytest
 from pydantic import BaseModel
 
-from gristmill.artifact import SCRATCH, StageRun, artifact_hash, build, read_manifest, verify
+from gristmill.artifact import SCRATCH, StageRun, artifact_hash, build, check_files, read_manifest, verify
 from gristmill.errors import GristmillError
 from gristmill.events import StageLog
 
@@ -152,3 +152,21 @@ def test_a_manifest_cannot_point_outside_its_artifact(tmp_path):
     _edit(tmp_path / "demo", lambda m: m["files"].update({"../x": {"sha256": "0", "bytes": 1}}))
     with pytest.raises(GristmillError, match="outside the artifact"):
         verify(tmp_path / "demo")
+
+
+def test_a_manifest_of_another_program_says_nothing(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"version": 1, "files": ["a"]}))
+    check_files(tmp_path, ["a"])
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    check_files(tmp_path, ["a"])
+
+
+def test_small_files_are_compared_with_the_manifest(tmp_path):
+    make(tmp_path / "a")
+    check_files(tmp_path / "a", ["text.txt", "none.txt"])
+    (tmp_path / "a" / "none.txt").write_text("new")
+    with pytest.raises(GristmillError, match=r"none.txt was added since .*, or take it away"):
+        check_files(tmp_path / "a", ["text.txt", "none.txt"])
+    (tmp_path / "a" / "text.txt").write_text("other")
+    with pytest.raises(GristmillError, match=r"text.txt was changed since .*, or put the old one back"):
+        check_files(tmp_path / "a", ["text.txt"])

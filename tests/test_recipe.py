@@ -121,9 +121,16 @@ def test_a_template_that_marks_nothing_is_fine_where_nothing_is_fine_tuned(tmp_p
     (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}" + PROMPT)
     tokenizer = f"{{chat_template: {tmp_path / 'own.jinja'}}}"
     recipe = load_recipe(write(tmp_path, BASE.replace("{vocab_size: 512}", tokenizer)))
-    check_ahead(recipe)
+    check_ahead(recipe, ["tokenizer", "base"])
+    tuned = load_recipe(write(tmp_path, BASE.replace("{vocab_size: 512}", tokenizer) + SFT))
+    check_ahead(tuned, ["tokenizer", "base"])  # what is planned counts, as with --until
+    with pytest.raises(GristmillError, match="does not mark what the assistant writes"):
+        check_ahead(tuned, ["tokenizer", "base", "sft"])
     (tmp_path / "own.jinja").write_text(MARKED + PROMPT)
-    check_ahead(load_recipe(write(tmp_path, BASE.replace("{vocab_size: 512}", tokenizer) + SFT)))
+    check_ahead(tuned, ["tokenizer", "base", "sft"])
+    (tmp_path / "own.jinja").unlink()
+    check_ahead(tuned, ["corpus"])
+    check_ahead(tuned, ["sft"])  # the tokenizer that is there holds its own copy
 
 
 def test_a_missing_recipe_is_named(tmp_path):

@@ -196,25 +196,36 @@ def verify(directory: Path | str) -> Manifest:
     return manifest
 
 
+def is_artifact(directory: Path | str) -> bool:
+    """Whether a manifest of ours lies there: other programs have files of that name too."""
+    try:
+        data = json.loads((Path(directory) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and {"format_version", "kind", "stage", "files"} <= data.keys()
+
+
 def check_files(directory: Path | str, names: Iterable[str]) -> None:
     """Compare a few small files of an artifact with its manifest, as `verify` does all of them.
 
-    GristmillError names the first that was changed, added or taken away. A directory without a manifest is no artifact
-    and is fine as it is.
+    GristmillError names the first that was changed, added or taken away. A directory without a manifest of ours is no
+    artifact and is fine as it is.
     """
     directory = Path(directory)
-    if not (directory / MANIFEST).is_file():
+    if not is_artifact(directory):
         return
-    listed = read_manifest(directory).files
+    manifest = read_manifest(directory)
+    listed = manifest.files
+    made = "imported" if manifest.stage == "import" else "trained"
     for name in names:
         path = directory / name
         found = _hash_file(path)["sha256"] if path.is_file() else None
         if found != listed.get(name, {}).get("sha256"):
             how = "is missing" if found is None else "was added" if name not in listed else "was changed"
+            back = "take it away" if name not in listed else "put the old one back"
             raise GristmillError(
-                f"{path} {how} since {directory / MANIFEST} was written, so the model was not trained with it; put the "
-                f"old one back (gristmill verify {directory} lists what differs), or import the model with it as a new "
-                f"one: gristmill import {directory} --out DIR"
+                f"{path} {how} since {directory / MANIFEST} was written, so the model was not {made} with it; make a "
+                f"new model of it as it is now (gristmill import {directory} --out DIR), or {back}"
             )
 
 

@@ -100,7 +100,7 @@ def run(
     checked = load_recipe(source, overrides)
     directory = Path(run_dir) if run_dir is not None else Path("runs") / checked.name
     plan = plan_stages(checked, first, last)
-    check_ahead(checked)
+    check_ahead(checked, [stage.name for stage in plan])
     with lock(directory):
         log = EventLog(directory / "events.jsonl")
         if on_event is not None:

@@ -7,7 +7,7 @@ stage is made from must be there. Everything is checked before any work starts, 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -85,13 +85,14 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
         raise GristmillError(_first_error(error, path, lines, overridden)) from None
 
 
-def check_ahead(recipe: Recipe) -> None:
-    """What the tokenizer stage and fine-tuning would refuse once the corpus is made: special tokens, the room for them
-    and the chat template. It reads the template's file. GristmillError names the key."""
-    if recipe.tokenizer is not None:
+def check_ahead(recipe: Recipe, planned: Collection[str]) -> None:
+    """What the tokenizer stage and fine-tuning would refuse once the corpus is made, if these stages are planned:
+    special tokens, the room for them and the chat template. It reads the template's file. GristmillError names the key.
+    """
+    if recipe.tokenizer is not None and "tokenizer" in planned:
         from .tokenizer.special import specials_of
 
-        specials_of(recipe.tokenizer, tuned=recipe.sft is not None or recipe.dpo is not None)
+        specials_of(recipe.tokenizer, tuned=not {"sft", "dpo"}.isdisjoint(planned))
 
 
 def dump_recipe(recipe: Recipe) -> str:

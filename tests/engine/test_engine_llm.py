@@ -225,7 +225,7 @@ def test_a_tokenizer_that_is_not_the_models(model, tokenizer, tmp_path, name, ch
     expected = LLM(tmp_path, torch.float32, device="cpu").generate([[0, 7]], GREEDY)
     path = directory / name
     path.write_text(change) if change is not None else path.unlink()
-    with pytest.raises(GristmillError, match=rf"{re.escape(str(path))} {said} since .*: gristmill import .* --out DIR"):
+    with pytest.raises(GristmillError, match=rf"{re.escape(str(path))} {said} since .*gristmill import .* --out DIR"):
         LLM(directory, torch.float32, device="cpu")
     if name == "vocab.txt":  # no artifact, so nothing to compare with
         (directory / "manifest.json").unlink()

@@ -236,3 +236,21 @@ def test_compiles_without_a_break(name):
     model, ids = random_model(variant(name)), random_ids(2, 12)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(ids), model(ids), atol=1e-5, rtol=0)
+
+
+def test_learned_positions_can_be_traced():
+    model, ids = random_model(variant("learned-positions")), random_ids(2, 6)
+    positions = torch.arange(6)[None]
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(ids, positions), model(ids), atol=1e-5, rtol=0)
+
+
+def test_a_length_for_each_row_compiles_too():
+    torch._dynamo.reset()
+    model, ids = random_model(variant("rope-dynamic")), random_ids(3, 20)
+    lengths = torch.tensor([[20], [30], [40]])
+    compiled = torch.compile(model.hidden_states, fullgraph=True, backend="aot_eager")
+    expected = model.hidden_states(ids, context_length=lengths)
+    torch.testing.assert_close(compiled(ids, context_length=lengths), expected, atol=1e-5, rtol=0)
+    assert moved(expected[0], model.hidden_states(ids[:1], context_length=40)[0]) > 1e-3

@@ -116,6 +116,20 @@ PARTS = [CALL, OTHER, BROKEN, LINE, NOT_A_CALL, "text", " ", "\n", "\x0b", "<", 
          "<tool_call>", "</tool_call>", "<tool_"]  # fmt: skip
 
 
+def test_a_line_that_names_no_offered_tool_is_text():
+    text = 'I list people:\n{"name": "Bob", "parameters": {"age": 3}}\nDone'
+    assert message_of(text, "stop", LineCalls(names=["add"])) == ({"content": text}, "stop")
+    message, reason = message_of(text, "stop", LineCalls(names=["Bob"]))
+    assert message["tool_calls"][0]["function"]["name"] == "Bob"
+    assert reason == "tool_calls"
+
+
+def test_a_line_break_in_a_string_is_kept():
+    text = '<tool_call>{"name": "say", "arguments": {"text": "one\ntwo"}}</tool_call>'
+    message, _ = message_of(text, "stop", TaggedCalls())
+    assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"text": "one\ntwo"}
+
+
 @pytest.mark.parametrize("form", [TaggedCalls, LineCalls])
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(PARTS)), st.booleans(), st.data())
@@ -286,12 +300,15 @@ def line_server(start_with, tmp_path_factory):
     return start_with(LLM.from_model(make_model(max_seq_len=2000), tokenizer, max_num_seqs=2).engine)
 
 
+ADD = [{"type": "function", "function": {"name": "add"}}]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_of_llama_3(line_server, monkeypatch, stream):
     tokenizer = line_server.service.tokenizer
     scripted(monkeypatch, [*tokenizer.encode(f"I add.\n{LINE}"), tokenizer.eos_id])
     reply = line_server.client.chat.completions.create(
-        model="tiny", messages=QUESTION, tools=TOOLS, stream=stream, parallel_tool_calls=False
+        model="tiny", messages=QUESTION, tools=ADD, stream=stream, parallel_tool_calls=False
     )
     choices = [part.choices[0] for part in reply] if stream else reply.choices
     said = [choice.delta if stream else choice.message for choice in choices]

@@ -89,7 +89,9 @@ def masked_attention(
     in_place = query_at is None and key_at is None
     windowed = spec.window is not None and (spec.window < keys or not in_place)
     simple = spec.plain and mask is None and not windowed and (time == keys or not spec.causal)
-    if simple and q.device.type == "cuda":  # whose kernels for scores without a mask share key heads themselves
+    # Kernels that share key heads themselves, for half the memory of copies.
+    shared = q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and spec.head_dim <= 256
+    if simple and shared:
         return _products(spec, q, k, v, None, is_causal=spec.causal).transpose(1, 2)
     groups = q.shape[1] // k.shape[1]
     if k.shape[1] == 1:

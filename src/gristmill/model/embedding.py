@@ -24,8 +24,9 @@ def add_positions(shape: ModelShape, x_BTC: Tensor, positions_BT: Tensor, learne
 
     GristmillError where one lies beyond the learned positions."""
     if learned is not None:
-        # On a GPU looked up only where a row is too long by itself: reading a maximum makes it wait.
-        if x_BTC.device.type == "cpu" or x_BTC.shape[1] > shape.max_seq_len:
+        # Looked up where it costs no wait, and where a row is too long by itself; no compiler can follow it.
+        here = type(positions_BT) is Tensor and x_BTC.device.type == "cpu" and not torch.compiler.is_compiling()
+        if here or x_BTC.shape[1] > shape.max_seq_len:
             highest = int(positions_BT.max()) if positions_BT.numel() else 0
             if highest >= shape.max_seq_len:
                 raise GristmillError(

@@ -59,7 +59,8 @@ def _rotation(positions_BT: Tensor, frequencies: Tensor, factor: float, dtype: t
 
 @_rotation.register_fake
 def _(positions_BT: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    shape = (*positions_BT.shape, 1, 2 * frequencies.shape[-1])
+    leading = torch.broadcast_shapes(positions_BT.shape, frequencies.shape[:-1])
+    shape = (*leading, 1, 2 * frequencies.shape[-1])
     return positions_BT.new_empty(shape, dtype=dtype), positions_BT.new_empty(shape, dtype=dtype)
 
 

@@ -147,7 +147,8 @@ def _add_generation(app: FastAPI, service: Service) -> None:
             raise ApiError(400, str(error), "tools" if str(error).startswith("tools[") else "messages") from error
         form = tools.form_of(service.tokenizer) if offered else None
         shown = None if form is None else form.marks(service.tokenizer)
-        calls = None if form is None else partial(form, body.parallel_tool_calls is not False)
+        names = [tool["function"]["name"] for tool in offered or ()]
+        calls = None if form is None else partial(form, body.parallel_tool_calls is not False, names)
         generation = service.submit([(ids, "messages")], params, shown=shown)
         reply = ChatReply(service.tokenizer, service.model_name, bool(body.stream and body.include_usage), calls)
         return await service.answer(request, body, reply, generation, len(params))

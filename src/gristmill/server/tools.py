@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..engine.text import overlap
@@ -86,9 +86,10 @@ class CallStream:
     Not `parallel`: only the first call is given, as the request wants it.
     """
 
-    def __init__(self, parallel: bool = True) -> None:
+    def __init__(self, parallel: bool = True, names: Collection[str] | None = None) -> None:
         self.calls = 0
         self._parallel = parallel
+        self._names = names  # of the tools that were offered
         self._held = ""  # the beginning of a mark, or of a call
         self._space = ""  # in front of a call it is no part of the text
 
@@ -141,8 +142,8 @@ class CallStream:
 class TaggedCalls(CallStream):
     """Calls between `<tool_call>` and `</tool_call>`, which a string in the arguments may hold too."""
 
-    def __init__(self, parallel: bool = True) -> None:
-        super().__init__(parallel)
+    def __init__(self, parallel: bool = True, names: Collection[str] | None = None) -> None:
+        super().__init__(parallel, names)
         self._tried = 0  # up to here closing marks were found to stand in a string
 
     @staticmethod
@@ -172,10 +173,10 @@ class TaggedCalls(CallStream):
 
 
 class LineCalls(CallStream):
-    """Calls that are lines of their own."""
+    """Calls that are lines of their own and name a tool that was offered: other lines of JSON are text."""
 
-    def __init__(self, parallel: bool = True) -> None:
-        super().__init__(parallel)
+    def __init__(self, parallel: bool = True, names: Collection[str] | None = None) -> None:
+        super().__init__(parallel, names)
         self._fresh = True  # whether nothing but white space stands in front of what is held, in its line
 
     @staticmethod
@@ -193,7 +194,10 @@ class LineCalls(CallStream):
         if end < 0 and not last:
             return start, None, None
         end = len(self._held) if end < 0 else end
-        return start, end, parsed(self._held[start:end], needs_arguments=True)[0]
+        call = parsed(self._held[start:end], needs_arguments=True)[0]
+        if call is not None and self._names is not None and call["function"]["name"] not in self._names:
+            call = None
+        return start, end, call
 
     def _say(self, end: int) -> list[Json]:
         said = self._held[:end]
@@ -230,7 +234,7 @@ def parsed(body: str, needs_arguments: bool = False) -> tuple[Json | None, bool]
     Models write the arguments under either name, as an object, as a string of JSON, or null where there are none.
     """
     try:
-        call = json.loads(body)
+        call = json.loads(body, strict=False)  # models break lines inside strings
     except (ValueError, RecursionError) as error:
         return None, isinstance(error, json.JSONDecodeError) and error.msg.startswith("Unterminated string")
     if not isinstance(call, dict) or not _sendable(call.get("name")):

@@ -164,12 +164,13 @@ def next_token_loss(model: Decoder, batch: TokenBatch) -> LossSum:
     device = model.embedding.weight.device
     inputs = on_device(batch.inputs_BT, device)
     attend: Attend = causal_attention
-    positions = None
+    positions: Tensor | None = None
+    length: int | None = inputs.shape[1]
     if batch.segments_BT is not None:
         attend = DocumentAttention(on_device(batch.segments_BT, device))
-        positions = attend.places()  # in its own document: learned positions are no differences
+        positions, length = attend.places(), None  # in its own document: learned positions are no differences
     mark_padding(model, behind_last_target(batch.weights_BT, device))
-    hidden = model.hidden_states(inputs, positions, attend, context_length=inputs.shape[1]).flatten(0, 1)
+    hidden = model.hidden_states(inputs, positions, attend, context_length=length).flatten(0, 1)
     targets, weights = batch.targets_BT.flatten(), batch.weights_BT.flatten()
     kept = weights.nonzero()[:, 0]
     if len(kept) < len(weights):

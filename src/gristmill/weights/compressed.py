@@ -176,4 +176,10 @@ class Dequantizer:
         if packed.dtype != torch.int32:
             raise GristmillError(f"{self.files.directory}: {module}.weight_packed is {packed.dtype}, not torch.int32")
         scale = self.files.read_float(f"{module}.weight_scale")
-        return dequantize(QuantizedRows(unpack(packed, shape[1]), scale))
+        matrix = dequantize(QuantizedRows(unpack(packed, shape[1]), scale))
+        if not torch.isfinite(matrix).all():
+            raise GristmillError(
+                f"{self.files.directory}: tensor {name} holds values that torch.float32 cannot: its weight_scale is "
+                "damaged"
+            )
+        return matrix

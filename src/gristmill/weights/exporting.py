@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, get_args
 
-from ..artifact import MANIFEST, read_manifest
+from ..artifact import is_artifact, read_manifest
 from ..errors import GristmillError
 from ..model.decoder import Decoder
 from .families import family_of, read_config
@@ -84,7 +84,7 @@ def _export_gguf(directory: Path, out: Path, dtype: str | None, name: str) -> di
     if out.is_dir():
         raise GristmillError(f"{out} is a directory; a GGUF model is one file")
     model = load_model(directory, stored_dtype(read_settings(directory), directory / CONFIG))
-    figures = read_manifest(directory).figures if (directory / MANIFEST).is_file() else {}
+    figures = read_manifest(directory).figures if is_artifact(directory) else {}
     licence = figures.get("license")
     export_gguf(
         model,

@@ -63,10 +63,10 @@ def split_tensors(model: Decoder, table: Layout | None = None) -> Iterator[tuple
 
 def as_type(tensor: Tensor, dtype: torch.dtype, name: str, device: torch.device | str = "cpu") -> Tensor:
     """`tensor` as `dtype`, which must be able to hold its values."""
-    changed = tensor.to(device, dtype)
-    if not torch.isfinite(changed).all():
+    narrower = torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
+    if narrower and not torch.isfinite(tensor.to(dtype)).all():
         raise GristmillError(f"tensor {name} holds values that {dtype} cannot; load the model in a wider type")
-    return changed
+    return tensor.to(device, dtype)
 
 
 def build_decoder(

@@ -80,5 +80,8 @@ def _turn_end(
         for token in added
         if token.get("special")
     ]
-    ends = ChatTemplate(template, f"the chat template of {directory}", named, specials).turn_ends
+    try:
+        ends = ChatTemplate(template, f"the chat template of {directory}", named, specials).turn_ends
+    except GristmillError:  # whoever chats with the model is told; weights can be kept without it
+        return None
     return ends[0] if ends else None

@@ -30,7 +30,8 @@ _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
     (
         str,
         frozenset(
-            "capitalize count endswith find isdigit join lower lstrip replace rstrip split splitlines startswith strip "
+            "capitalize count endswith find index isalnum isalpha isdecimal isdigit islower isnumeric isspace istitle "
+            "isupper join lower lstrip removeprefix removesuffix replace rstrip split splitlines startswith strip "
             "title upper".split()
         ),
     ),

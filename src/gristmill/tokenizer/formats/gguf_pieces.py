@@ -38,8 +38,8 @@ def tokens_and_types(
     state: dict[str, Any], vocab_size: int, path: Path, of_characters: bool
 ) -> tuple[list[str], list[int]]:
     """The tokens of the tokenizer.json `state` by their ids and what SentencePiece calls their types, which GGUF files
-    have too; ids that no token has become unused tokens, and special tokens added behind the model's rows (Gemma 3's for
-    images) are left out. `of_characters`: not byte-level, with a token for the unknown.
+    have too; ids that no token has become unused tokens, and special tokens added behind the model's rows (Gemma 3's
+    for images) are left out. `of_characters`: not byte-level, with a token for the unknown.
 
     GristmillError where an id is not below `vocab_size` or a piece holds NUL; KeyError, TypeError, AttributeError for a
     part that is missing or of another form.

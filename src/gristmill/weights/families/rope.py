@@ -54,7 +54,9 @@ def read_scaling(settings: Settings, rope: Settings) -> dict[str, Any]:
             "rope_scaling": {"kind": kind, "factor": factor, "original_max_seq_len": original, **scaling}
         }
         # Some publish the trained length (Qwen), some the length that the factor makes of it (DeepSeek).
-        longest = trained if kind == "llama3" else _stretched(rope, original, factor)
+        longest = _stretched(rope, original, factor) if kind == "yarn" else trained
+        if not holder.has("original_max_position_embeddings"):
+            longest = trained
         return fields | ({"max_seq_len": longest} if longest > trained else {})
     factor = rope.number("factor")
     if factor < 1:
