@@ -9,7 +9,7 @@ from gristmill.model import experts as room
 from gristmill.model.config import Experts, ModelConfig
 from gristmill.model.experts import MixtureOfExperts, mark_padding, router_losses, update_selection_bias
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
 
 
 def mixture(**experts) -> MixtureOfExperts:

@@ -71,9 +71,9 @@ def start_with():
         thread.join(30)  # a reply that no test waited for is drained first
         server.force_exit = True
         thread.join(30)
-        if thread.is_alive():  # that servers end is tested by itself; where this one stands is worth knowing
-            frame = sys._current_frames().get(thread.ident or 0)
-            warnings.warn(f"a server did not end: {''.join(traceback.format_stack(frame))}", stacklevel=1)
+        if thread.is_alive():  # that servers end is tested by itself; where everything stands is worth knowing
+            stacks = ("".join(traceback.format_stack(frame)) for frame in sys._current_frames().values())
+            warnings.warn("a server did not end\n" + "\n".join(stacks), stacklevel=1)
 
 
 @pytest.fixture(scope="session")

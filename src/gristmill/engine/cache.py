@@ -161,8 +161,9 @@ def _attend_decode(group: _Decode, spec: AttentionSpec, q_NHD: Tensor, keys: Ten
     if not spec.plain:
         return masked_attention(spec, q_NHD[:, None], keys, values, group.mask_B11S, group.at_B1)[:, 0]
     mask = group.mask_B11S
-    near = visible(spec, group.at_B1, torch.arange(group.longest, device=keys.device), causal=False)
-    if near is not None:
+    if spec.window is not None:
+        near = visible(spec, group.at_B1, torch.arange(group.longest, device=keys.device), causal=False)
+        assert near is not None
         mask = mask & near[:, None]
     out_BKGE = F.scaled_dot_product_attention(
         q_NHD.unflatten(1, (spec.num_kv_heads, -1)),

@@ -39,7 +39,8 @@ class Runner:
             ids += chunk.request.pending_ids(chunk.num_tokens)
             positions += range(chunk.start, chunk.start + chunk.num_tokens)
             slots += [chunk.request.slot] * chunk.num_tokens  # type: ignore[list-item]  # running requests have one
-            lengths += context_lengths(chunk)
+            if self.dynamic:
+                lengths += context_lengths(chunk)
             if chunk.last:
                 sampled.append(len(ids) - 1)
         ids_N, positions_N, slots_N = torch.tensor([ids, positions, slots], device=self.device)

@@ -100,6 +100,8 @@ def masked_attention(
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     if simple:
         return _products(spec, q, k, v, None, is_causal=spec.causal).transpose(1, 2)
+    if spec.plain and not windowed and mask is not None:
+        return _products(spec, q, k, v, mask).transpose(1, 2)
     if key_at is None:
         key_at = torch.arange(keys, device=q.device)
     if query_at is None:
@@ -120,6 +122,8 @@ def masked_attention(
 
 def visible(spec: AttentionSpec, query_at: Tensor, key_at: Tensor, causal: bool = True) -> Tensor | None:
     """Which keys causality (if `causal`) and the window leave, `[T, S]` or `[B, T, S]`; None where all of them."""
+    if spec.window is None and not (spec.causal and causal):
+        return None
     distance = query_at[..., :, None] - key_at[..., None, :]
     seen = distance >= 0 if spec.causal and causal else None
     if spec.window is not None:
@@ -209,15 +213,22 @@ class DocumentAttention:
 
     def __init__(self, segments_BT: Tensor):
         self.segments_BT = segments_BT
-        same = segments_BT[:, :, None] == segments_BT[:, None, :]
-        self.same = same[:, None]
-        self.causal = (same & torch.ones_like(same[0]).tril())[:, None]
+        self._masks: dict[bool, Tensor] = {}  # by whether they are causal
         self._places_BT: Tensor | None = None
 
     def __call__(self, spec: AttentionSpec, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKE: Tensor) -> Tensor:
-        mask = self.causal if spec.causal else self.same
+        mask = self.mask(spec.causal)
         at = self.places() if spec.window is not None or not spec.plain else None
         return masked_attention(spec, q_BTHD, k_BTKD, v_BTKE, mask, at, at)
+
+    def mask(self, causal: bool) -> Tensor:
+        """True where a token may look, `[B, 1, T, T]`."""
+        if causal not in self._masks:
+            same_BTT = self.segments_BT[:, :, None] == self.segments_BT[:, None, :]
+            if causal:
+                same_BTT &= torch.ones_like(same_BTT[0]).tril()
+            self._masks[causal] = same_BTT[:, None]
+        return self._masks[causal]
 
     def places(self) -> Tensor:
         """Each token's place in its own document, `[B, T]`."""
