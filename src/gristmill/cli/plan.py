@@ -165,20 +165,9 @@ def _refuse(error: ValidationError) -> NoReturn:
 
 def _of_config_file(path: Path) -> ModelConfig:
     from ..weights.families import read_config
-    from ..weights.hf_config import read_settings
+    from ..weights.json_files import read_object
 
-    settings = read_settings(path.parent) if path.name == "config.json" else _read_json(path)
-    return read_config(settings, path)[1]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise GristmillError(f"{path} is not JSON ({error})") from None
-    if not isinstance(settings, dict):
-        raise GristmillError(f"{path} must be a JSON object")
-    return settings
+    return read_config(read_object(path, f"{path} does not exist"), path)[1]
 
 
 def _of_recipe(path: Path) -> ModelConfig:
