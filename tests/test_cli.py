@@ -13,7 +13,7 @@ from gristmill import cli
 from gristmill.cli import main
 
 VERBS = (
-    "run status verify page pretrain sft dpo quantize evaluate inspect import export generate chat serve data tokenize "
+    "run status verify page pretrain scaling sft dpo quantize evaluate inspect import export generate chat serve data tokenize "
     "bench plan"
 ).split()
 TINY = """

@@ -174,3 +174,68 @@ def test_planning_a_preset_needs_no_torch():
         "plan_model(shape_of('deepseek-v3'), 4096); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.fixture
+def planned(monkeypatch, capsys):
+    """What `gristmill plan VERB ... --json` prints, and its values by id."""
+
+    def found(verb, *arguments):
+        code, out, err = call(monkeypatch, capsys, "plan", verb, *arguments, "--json")
+        assert code == 0, err
+        printed = json.loads(out)
+        return printed, {quantity["id"]: quantity["value"] for quantity in printed["quantities"]}
+
+    return found
+
+
+def test_memory_of_training(planned, monkeypatch, capsys):
+    printed, values = planned("memory", "gristmill-135m", "--seq-len", 2048, "--micro-batch-size", 32)
+    assert printed["settings"]["micro_batch_size"] == 32
+    assert printed["settings"]["compiled"] is True
+    params = preset("gristmill-135m").num_parameters
+    assert values["memory.weights"] == 4 * params
+    assert values["memory.optimizer"] == 8 * params
+    assert values["memory.total"] == max(value for name, value in values.items() if name.startswith("moments."))
+    _, less = planned("memory", "gristmill-135m", "--seq-len", 2048, "--micro-batch-size", 32,
+                      "--activation-checkpointing", "block", "--optimizer", "adam8bit")  # fmt: skip
+    assert less["memory.total"] < values["memory.total"] / 4
+    code, out, _ = call(monkeypatch, capsys, "plan", "memory", "gristmill-135m", "--set", "num_layers=2")
+    assert code == 0
+    assert "sum, at its highest moment" in out
+    assert "L=2" in out
+
+
+def test_a_training_run(planned, monkeypatch, capsys):
+    _, values = planned("train", "llama-3-8b", "--seq-len", 2048, "--processes", 8, "--tokens", 160e9, "--mfu", 0.5)
+    assert values["time.tokens_per_second"] == pytest.approx(8 * 989.4e12 * 0.5 / values["flops.per_token"])
+    assert values["memory.zero3"] < values["memory.zero2"] < values["memory.zero1"] < values["memory.ddp"]
+    assert values["tokens.steps"] == pytest.approx(160e9 / (8 * 2048))
+    _, by_default = planned("train", "gristmill-135m")
+    assert by_default["tokens.per_parameter"] == pytest.approx(20)
+    code, out, _ = call(monkeypatch, capsys, "plan", "train", "llama-3-8b", "--tokens", 160e9)
+    assert code == 0
+    assert " days" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["memory", "llama-3-8b", "--precision", "bf17"], "--precision bf17: use one of fp32, bf16, fp16, fp8"),
+        (
+            ["memory", "llama-3-8b", "--optimizer", "sgd"],
+            "--optimizer sgd: use one of adamw, muon, adam8bit, adafactor",
+        ),
+        (["memory", "llama-3-8b", "--weights", "bf16", "--precision", "fp32"], "cannot be multiplied in fp32"),
+        (["memory", "llama-3-8b", "--micro-batch-size", "0"], "micro_batch_size must be at least 1, not 0"),
+        (["memory", "gpt2-xl", "--seq-len", "4096"], "more than the model's 1024 learned positions"),
+        (["train", "llama-3-8b", "--mfu", "0"], "mfu must be above 0 and at most 1, not 0"),
+        (["train", "llama-3-8b", "--accelerator", "h1000"], "accelerator 'h1000' is not known; known are h100-sxm"),
+        (["train", "llama-3-8b", "--batch-tokens", "100"], "a step of 100 tokens is less than the 8,192"),
+    ],
+)
+def test_a_mistake_about_training_is_one_line(monkeypatch, capsys, arguments, said):
+    code, _, err = call(monkeypatch, capsys, "plan", *arguments)
+    assert code == 1
+    assert said in err
+    assert len(err.strip().splitlines()) == 1

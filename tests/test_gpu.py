@@ -1,7 +1,5 @@
 """The same results on a GPU as on the CPU. Run by hand on a machine that has one: `pytest -m gpu`."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,8 @@ from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.train.config import TrainingConfig
 from gristmill.train.data import TokenBatch
-from gristmill.train.loop import next_token_loss, train
+from gristmill.train.loop import train
+from gristmill.train.objectives import next_token_loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
 
@@ -35,13 +34,12 @@ def learn(path, device, precision, steps=12):
         steps=steps, batch_size=8, learning_rate=3e-3, warmup_steps=2, log_every=1, device=device, precision=precision
     )
 
-    def batch_at(step):
+    def batch_at(step, shard):
         tokens = torch.from_numpy(np.random.default_rng(step % 3).integers(0, 512, (8, 33)))
         return TokenBatch(tokens[:, :-1], tokens[:, 1:], torch.ones(8, 32))
 
     model = Decoder(SHAPE).init_weights(1)
-    split = partial(TokenBatch.split, size=None)
-    return model, [entry["loss"] for entry in train(model, batch_at, split, next_token_loss, config, run).history]
+    return model, [entry["loss"] for entry in train(model, batch_at, next_token_loss, config, run).history]
 
 
 def test_training_in_fp32_follows_the_cpus_losses(tmp_path):

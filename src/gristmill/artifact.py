@@ -124,6 +124,22 @@ def build(
     return manifest
 
 
+def join_build(
+    target: Path, *, function: StageFunction, config: Any, inputs: Mapping[str, Path], seed: int, rank: int
+) -> None:
+    """Run in a further process, number `rank`, the stage that the main process builds `target` with.
+
+    It works in the same scratch directory. Its log is silent and its `out` is a directory of its own, which is thrown
+    away: what is written once, the main process writes.
+    """
+    scratch = target.parent / f".{target.name}.partial" / SCRATCH
+    out = scratch / f"process-{rank}"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    previous = target if (target / MANIFEST).exists() else None
+    function(config, StageRun(out, scratch, dict(inputs), seed, StageLog.silent(), previous))
+
+
 def prepare_partial(partial: Path, fingerprint: str) -> bool:
     """Make the working directory; True if it holds earlier work under the same fingerprint."""
     mark = partial / SCRATCH / "fingerprint"

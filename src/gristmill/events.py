@@ -95,6 +95,11 @@ class StageLog:
         self._log, self._stage = log, stage
         self._last_progress = 0.0
 
+    @property
+    def stage(self) -> str:
+        """The stage's name."""
+        return self._stage
+
     @classmethod
     def silent(cls, stage: str = "stage") -> StageLog:
         return cls(EventLog(None), stage)

@@ -18,10 +18,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .artifact import Engine, Manifest, build, hash_json, partial_fingerprint, read_manifest, verify, write_text
+from .artifact import (
+    Engine,
+    Figures,
+    Manifest,
+    StageFunction,
+    StageRun,
+    build,
+    hash_json,
+    join_build,
+    partial_fingerprint,
+    read_manifest,
+    verify,
+    write_text,
+)
 from .errors import GristmillError
 from .events import Event, EventLog, read_events
 from .recipe import Recipe, check_ahead, dump_recipe, load_recipe
+from .train.parallel.launch import check_share, dismiss_others, launched
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "events", "hardware", "artifact"),
@@ -44,6 +58,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()  # further parents, where the recipe has them
     identity: str | None = None  # "room.module:function" giving what else the fingerprint must know
+    trains: bool = False  # whether all of torchrun's processes run it together; the main one runs all others alone
 
     @property
     def room(self) -> str:
@@ -61,9 +76,9 @@ STAGES: tuple[Stage, ...] = (
         identity="tokenizer.templates:identity",
     ),
     Stage("tokens", "tokens", "tokenizer.pack:pack", needs=("corpus", "tokenizer")),
-    Stage("base", "model", "train.pretrain:pretrain", needs=("tokenizer", "tokens")),
-    Stage("sft", "model", "align.sft:sft", needs=("base", "tokens")),
-    Stage("dpo", "model", "align.dpo:dpo", needs=("sft",)),
+    Stage("base", "model", "train.pretrain:pretrain", needs=("tokenizer", "tokens"), trains=True),
+    Stage("sft", "model", "align.sft:sft", needs=("base", "tokens"), trains=True),
+    Stage("dpo", "model", "align.dpo:dpo", needs=("sft",), trains=True),
     Stage("int8", "quantized-model", "quantize.stage:quantize", needs=("base", "tokens"), uses=("sft", "dpo")),
     Stage("inspect", "report", "interpret.stage:inspect", needs=("base",), uses=("sft", "dpo")),
     Stage(
@@ -92,34 +107,79 @@ def run(
 
     With `first`, earlier stages are taken as they stand, whether fresh or not; with `last`, later ones are left alone.
     `workers` (None: one per core) and `engine` are how the data stages do their work, not what comes out.
+
+    Under torchrun every process calls it: the main one does all this, the others join it in the stages that train and
+    return no manifests.
     """
-    source = Path(recipe)
-    if source.is_dir():
-        run_dir = run_dir or source
-        source = source / "recipe.yaml"
-    checked = load_recipe(source, overrides)
-    directory = Path(run_dir) if run_dir is not None else Path("runs") / checked.name
-    plan = plan_stages(checked, first, last)
-    check_ahead(checked, [stage.name for stage in plan])
-    with lock(directory):
-        log = EventLog(directory / "events.jsonl")
-        if on_event is not None:
-            log.subscribers.append(on_event)
-        write_text(directory / "recipe.yaml", dump_recipe(checked))
-        log.emit("run_started", recipe=checked.name, stages=[stage.name for stage in plan])
-        started = time.monotonic()
-        whole: set[Path] = set()
-        how: dict[str, Any] = {"workers": workers, "engine": engine}
-        try:
-            manifests = {stage.name: _run_stage(stage, checked, directory, log, whole, how) for stage in plan}
-        except BaseException as error:
-            log.emit("run_failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
-            raise
-        else:
-            log.emit("run_finished", seconds=round(time.monotonic() - started, 3))
-        finally:
-            log.close()
+    launch = launched()
+    if launch is not None and not launch.main:
+        join()
+        return {}
+    try:
+        source = Path(recipe)
+        if source.is_dir():
+            run_dir = run_dir or source
+            source = source / "recipe.yaml"
+        checked = load_recipe(source, overrides)
+        directory = Path(run_dir) if run_dir is not None else Path("runs") / checked.name
+        plan = plan_stages(checked, first, last)
+        check_ahead(checked, [stage.name for stage in plan])
+        for stage in plan:
+            if stage.trains:
+                check_share(getattr(checked, stage.name).training.batch_size, f"{stage.name}.training.batch_size")
+        with lock(directory):
+            return _run_plan(checked, directory, plan, on_event, {"workers": workers, "engine": engine})
+    finally:
+        dismiss_others()
+
+
+def _run_plan(
+    recipe: Recipe,
+    directory: Path,
+    plan: Sequence[Stage],
+    on_event: Callable[[Event], None] | None,
+    how: dict[str, Any],
+) -> dict[str, Manifest]:
+    """Run the stages in order in a directory that this process holds, and write down how it goes."""
+    log = EventLog(directory / "events.jsonl")
+    if on_event is not None:
+        log.subscribers.append(on_event)
+    write_text(directory / "recipe.yaml", dump_recipe(recipe))
+    log.emit("run_started", recipe=recipe.name, stages=[stage.name for stage in plan])
+    started = time.monotonic()
+    whole: set[Path] = set()
+    try:
+        manifests = {stage.name: _run_stage(stage, recipe, directory, log, whole, how) for stage in plan}
+    except BaseException as error:
+        log.emit("run_failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
+        raise
+    else:
+        log.emit("run_finished", seconds=round(time.monotonic() - started, 3))
+    finally:
+        log.close()
     return manifests
+
+
+def join() -> None:
+    """Do what the main process calls this one to, until it lets go: run the stages that train."""
+    from .train.parallel.team import team
+
+    own = team()
+    assert own is not None
+    for call in own.calls():
+        directory, name = Path(call["directory"]), call["stage"]
+        recipe = load_recipe(directory / "recipe.yaml")
+        stage = STAGES[STAGE_NAMES.index(name)]
+        config = getattr(recipe, name)
+        with own.training(config.training.device):
+            join_build(
+                artifact_dir(directory, name),
+                function=_load(stage.function),
+                config=config,
+                inputs=_inputs(stage, recipe, directory),
+                seed=recipe.seed,
+                rank=own.launch.rank,
+            )
 
 
 def plan_stages(recipe: Recipe, first: str | None = None, last: str | None = None) -> list[Stage]:
@@ -284,7 +344,7 @@ def _run_stage(
             target,
             kind=stage.kind,
             stage=stage.name,
-            function=_load(stage.function),
+            function=_shared(stage, directory) if stage.trains and launched() else _load(stage.function),
             config=getattr(recipe, stage.name),
             inputs=inputs,
             seed=recipe.seed,
@@ -300,6 +360,23 @@ def _run_stage(
     whole.add(target)
     log.emit("stage_finished", stage.name, hash=manifest.hash, seconds=manifest.seconds, figures=manifest.figures)
     return manifest
+
+
+def _shared(stage: Stage, directory: Path) -> StageFunction:
+    """The stage's function, to which the main process calls the others."""
+    from .train.parallel.team import team
+
+    own = team()
+    assert own is not None
+    function = _load(stage.function)
+
+    def together(config: Any, run: StageRun) -> Figures:
+        own.call(stage=stage.name, directory=str(directory.resolve()))
+        with own.training(config.training.device):
+            figures: Figures = function(config, run)
+        return figures
+
+    return together
 
 
 def _inputs(stage: Stage, recipe: Recipe, directory: Path) -> dict[str, Path]:

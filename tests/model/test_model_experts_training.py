@@ -13,7 +13,8 @@ from gristmill.model.decoder import Decoder
 from gristmill.model.experts import counting_load, expert_load, experts_of, mark_padding, router_losses
 from gristmill.train.config import TrainingConfig
 from gristmill.train.data import TokenBatch
-from gristmill.train.loop import behind_last_target, next_token_loss, train
+from gristmill.train.loop import train
+from gristmill.train.objectives import behind_last_target, next_token_loss
 
 VOCAB, TIME = 64, 32
 TABLE = torch.softmax(2.5 * torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(99)), dim=-1)
@@ -28,7 +29,7 @@ def language(rows: int, seed: int) -> torch.Tensor:
     return torch.cat(tokens, dim=1)
 
 
-def batch_at(step: int, seed: int, rows: int) -> TokenBatch:
+def batch_at(step: int, shard: object, seed: int, rows: int) -> TokenBatch:
     tokens = language(rows, 1000 * seed + step)
     return TokenBatch(tokens[:, :-1], tokens[:, 1:], torch.ones(rows, TIME))
 
@@ -59,9 +60,8 @@ def learn(model, path, seed=0, rows=32, split=None, on_event=None, **training):
     settings = {"steps": 300, "batch_size": rows, "learning_rate": 0.003, "weight_decay": 0.0, "precision": "fp32"}
     often = {"device": "cpu", "checkpoint_every": 10_000, "log_every": 1}
     run = StageRun(path, path / "scratch", {}, 1, StageLog(log, "base"))
-    chosen = TrainingConfig(**settings | often | training)
-    parts = partial(TokenBatch.split, size=split)
-    return train(model, partial(batch_at, seed=seed, rows=rows), parts, next_token_loss, chosen, run)
+    chosen = TrainingConfig(**settings | often | {"micro_batch_size": split} | training)
+    return train(model, partial(batch_at, seed=seed, rows=rows), next_token_loss, chosen, run)
 
 
 def outcome(path, seed, balance, steps=300, **experts) -> dict[str, float]:
@@ -107,11 +107,11 @@ def test_the_loss_reported_is_the_language_models_and_the_routers_stands_apart(t
     model = skewed(0, aux_loss_weight=0.5, z_loss_weight=0.1, capacity_factor=1.0)
     fresh = skewed(0, aux_loss_weight=0.5, z_loss_weight=0.1, capacity_factor=1.0)
     history = learn(model, tmp_path, rows=4, steps=2, on_event=events.append).history
-    batch = batch_at(0, 0, 4)
-    loss = next_token_loss(fresh, batch)
+    batch = batch_at(0, None, 0, 4)
+    total, _ = next_token_loss(fresh, batch)
     router = router_losses(fresh)
     first = history[0]
-    assert first["loss"] == pytest.approx(loss.total.item() / loss.weight, abs=1e-4)
+    assert first["loss"] == pytest.approx(total.item() / batch.weight, abs=1e-4)
     assert first["router_loss"] == pytest.approx(router.item(), abs=1e-4)
     assert router.item() > 1
     (load,) = expert_load(fresh)
@@ -122,8 +122,8 @@ def test_the_loss_reported_is_the_language_models_and_the_routers_stands_apart(t
     assert next(event["router_loss"] for event in events if event["type"] == "metric") == first["router_loss"]
     assert expert_load(model) == []  # nothing is left over for another run
 
-    (loss.total + loss.weight * router).backward()
-    gradient = torch.cat([p.grad.flatten() for p in fresh.parameters()]).norm() / loss.weight
+    (total + batch.weight * router).backward()
+    gradient = torch.cat([p.grad.flatten() for p in fresh.parameters()]).norm() / batch.weight
     assert first["grad_norm"] == pytest.approx(gradient.item(), rel=1e-3)
 
 
@@ -161,7 +161,7 @@ def test_a_run_cut_off_goes_on_with_its_bias(tmp_path):
 def test_a_model_without_experts_logs_nothing_of_them(tmp_path):
     model = Decoder(ModelConfig(**decoder(0).config.model_dump(exclude={"experts"}))).init_weights(0)
     (entry,) = learn(model, tmp_path, rows=2, steps=1).history
-    assert set(entry) == {"step", "loss", "grad_norm", "learning_rate"}
+    assert set(entry) == {"step", "loss", "grad_norm", "learning_rate", "skipped"}
 
 
 def test_padding_behind_the_last_target_is_not_counted():
@@ -173,9 +173,9 @@ def test_padding_behind_the_last_target_is_not_counted():
     model = decoder(0)
     tokens = torch.randint(VOCAB, (4, 6), generator=torch.Generator().manual_seed(0))
     batch = TokenBatch(tokens, tokens, weights)
-    loss = next_token_loss(model, batch).total
+    loss, _ = next_token_loss(model, batch)
     router_losses(model)
     assert int(experts_of(model)[0].load.sum()) == (4 + 2 + 6) * 2
     mark_padding(model, None)
     model.eval()
-    assert next_token_loss(model, batch).total.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert next_token_loss(model, batch)[0].item() == pytest.approx(loss.item(), rel=1e-5)

@@ -70,7 +70,7 @@ def test_a_chart_has_a_table_twin_and_grows_while_the_run_goes_on(browser, tmp_p
             log.emit("metric", "base", step=step, loss=4.5 - step / 20)
             log.emit("progress", "base", done=step, total=80, unit="steps")
         browser.wait_for(f"{twin}.querySelectorAll('tbody tr').length === 8")
-        assert "2.5 at step 40" in browser.evaluate("document.querySelector('#panel-pretraining svg').ariaLabel")
+        assert "2.5 at step 40" in browser.evaluate("document.querySelector('#panel-pretraining .plot svg').ariaLabel")
         browser.wait_for("document.querySelector('#stage-pretraining .left').textContent.startsWith('40 of 80 steps')")
         later = "document.querySelector('#stage-deployment .state').textContent"
         assert browser.evaluate(later) == "waiting"
@@ -79,6 +79,31 @@ def test_a_chart_has_a_table_twin_and_grows_while_the_run_goes_on(browser, tmp_p
         browser.wait_for("document.querySelector('#run-error').textContent === 'The run failed: no <b>memory</b>'")
         browser.wait_for("document.querySelector('#stage-pretraining .state').textContent === 'failed'")
         assert browser.evaluate(later) == "not made"  # nothing will come to it
+        assert browser.errors == []
+
+
+def test_a_run_in_trouble_says_so_at_one_look(browser, tmp_path):
+    directory = make_run(tmp_path / "run", ("collected", "corpus", "tokenizer", "tokens"), finish=False)
+    log = EventLog(directory / "events.jsonl")
+    log.emit("stage_started", "base", fingerprint="f", resumed=False)
+    for step in range(5, 501, 5):
+        norm = 300.0 if step == 400 else 1.0 + (step % 7) / 50
+        log.emit("metric", "base", step=step, loss=5 - step / 200, grad_norm=norm, skipped=step == 400, mfu=0.41)
+    with serving(make_app(directory)) as address:
+        browser.size(1280, 900)
+        browser.open(f"{address}/#pretraining")
+        browser.wait_for("document.querySelector('[data-id=health-base] .verdict')")
+        verdict = "document.querySelector('[data-id=health-base] .verdict').textContent"
+        warning = "document.querySelector('#stage-pretraining .problem')"
+        assert browser.evaluate(verdict) == "well: Well: nothing stands out."
+        assert browser.evaluate(f"{warning}.hidden") is True
+        assert browser.evaluate("document.querySelectorAll('[data-id=curves-base] circle.mark-ring').length") == 2
+        charts = "[...document.querySelectorAll('[data-id=curves-base] .chart.third')].map(c => c.textContent)"
+        assert any("step 500: MFU 41.0 %" in text for text in browser.evaluate(charts))
+        for step in range(505, 701, 5):
+            log.emit("metric", "base", step=step, loss=2.5 + (step - 500) / 20, grad_norm=1.0, skipped=0)
+        browser.wait_for(f"{verdict} === 'in trouble: In trouble: loss.'")
+        browser.wait_for(f"!{warning}.hidden && {warning}.textContent === 'In trouble: loss.'")
         assert browser.errors == []
 
 

@@ -13,7 +13,7 @@ from page_run import CONFIGS, EVIL, SHAPE, SOURCES, VOCABULARY, make_run, replac
 from gristmill.model.config import ModelConfig
 from gristmill.model.presets import preset
 from gristmill.page.files import Run
-from gristmill.page.panel_model import chart_specs, metric_rows, thinned
+from gristmill.page.panel_training import chart_specs, metric_rows, thinned
 from gristmill.page.panels import PANELS, panel
 from gristmill.page.play import ROWS, merges, run_tokenizer, tokenize, vocabulary
 from gristmill.page.state import StageState
@@ -24,6 +24,7 @@ KINDS = {
     "intervals",
     "documents",
     "histograms",
+    "judgement",
     "pairs",
     "charts",
     "image",

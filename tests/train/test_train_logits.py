@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.train.data import TokenBatch
-from gristmill.train.loop import next_token_loss
+from gristmill.train.objectives import next_token_loss
 
 SHAPE = {"vocab_size": 50, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16,
          "intermediate_size": 64, "max_seq_len": 32}  # fmt: skip
@@ -32,7 +32,7 @@ def test_loss_and_gradients_are_those_of_the_logits(changes):
     ids = torch.randint(50, (2, 9), generator=generator)
     weights = torch.rand(2, 8, generator=generator)
     weights[0, 0] = 0
-    loss = next_token_loss(model, TokenBatch(ids[:, :-1], ids[:, 1:], weights, None)).total
+    loss, _ = next_token_loss(model, TokenBatch(ids[:, :-1], ids[:, 1:], weights, None))
     loss.backward()
     ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()

@@ -1,5 +1,4 @@
 import dataclasses
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +9,10 @@ from gristmill.errors import GristmillError
 from gristmill.events import EventLog, StageLog
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
-from gristmill.train.checkpoint import load_latest, save_checkpoint
 from gristmill.train.config import TrainingConfig
-from gristmill.train.data import ConversationBatches, PretrainBatches, TokenBatch, epoch_indices, pad_examples
-from gristmill.train.loop import make_optimizer, next_token_loss, train
+from gristmill.train.data import ConversationBatches, PretrainBatches, epoch_indices, pad_examples
+from gristmill.train.loop import train
+from gristmill.train.objectives import next_token_loss
 
 SHAPE = ModelConfig(
     vocab_size=64,
@@ -72,10 +71,9 @@ def stage_run(path, on_event=None):
     return StageRun(path, path / "scratch", {}, 1, StageLog(log, "base"))
 
 
-def learn(path, training, batch_at=None, on_event=None):
+def learn(path, training, batch_at=None, on_event=None, **more):
     model = Decoder(SHAPE).init_weights(1)
-    split = partial(TokenBatch.split, size=training.micro_batch_size)
-    result = train(model, batch_at or batches(), split, next_token_loss, training, stage_run(path, on_event))
+    result = train(model, batch_at or batches(), next_token_loss, training, stage_run(path, on_event), **more)
     return model, result
 
 
@@ -103,27 +101,15 @@ def test_a_cut_run_goes_on_bitwise_as_if_it_had_not_been_cut(tmp_path, stop_afte
     assert again.steps_run == 12 - (stop_after - 1) // 4 * 4
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
-    model = Decoder(SHAPE).init_weights(1)
-    optimizer = make_optimizer(model, config())
-    model(torch.zeros(1, 4, dtype=torch.int64)).sum().backward()
-    optimizer.step()
-    for step in (4, 8):
-        save_checkpoint(tmp_path, model, optimizer, step, [{"step": step}], keep=2)
-    (tmp_path / "step-00000008" / "model.safetensors").write_bytes(b"torn")
-    assert load_latest(tmp_path, model, optimizer) == (4, [{"step": 4}])
-    (tmp_path / "step-00000004" / "state.json").write_text("{")
-    assert load_latest(tmp_path, model, optimizer) == (0, [])
-
-
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     learn(tmp_path, config(keep_checkpoints=1))
-    assert [p.name for p in sorted((tmp_path / "scratch" / "checkpoints").iterdir())] == ["step-00000008"]
+    (left,) = (tmp_path / "scratch" / "checkpoints").iterdir()
+    assert left.name.startswith("step-00000008")
 
 
 def test_micro_batches_give_the_step_of_the_whole_batch(tmp_path):
-    def uneven(step):
-        batch = batches()(step)
+    def uneven(step, shard):
+        batch = batches()(step, shard)
         weights = batch.weights_BT.clone()
         weights[0, 2:] = 0  # one row carries little weight: averages of averages would differ
         return dataclasses.replace(batch, weights_BT=weights)
@@ -134,21 +120,15 @@ def test_micro_batches_give_the_step_of_the_whole_batch(tmp_path):
 
 
 def test_the_loss_falls_on_a_repeated_batch(tmp_path):
-    _, result = learn(tmp_path, config(steps=40, log_every=39), lambda step: batches()(0))
+    _, result = learn(tmp_path, config(steps=40, log_every=39), lambda step, shard: batches()(0, shard))
     assert result.history[-1]["loss"] < result.history[0]["loss"] / 2
-
-
-def test_norms_are_not_decayed():
-    groups = make_optimizer(Decoder(SHAPE), config()).param_groups
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
-    assert all(p.dim() == 1 for p in groups[1]["params"])
 
 
 def test_masked_labels_only_is_an_error_not_a_silent_no_op(tmp_path):
     batch = batches()(0)
     silent = dataclasses.replace(batch, weights_BT=torch.zeros_like(batch.weights_BT))
     with pytest.raises(GristmillError, match="every label is masked"):
-        learn(tmp_path, config(), lambda step: silent)
+        learn(tmp_path, config(), lambda step, shard: silent)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
@@ -163,18 +143,6 @@ def test_batches_depend_on_the_step_alone():
     assert not torch.equal(one(0).inputs_BT, batches(seed=2)(0).inputs_BT)
 
 
-def test_no_block_comes_twice_before_all_of_its_domain_came_once():
-    drawn = batches()
-    rows = [drawn._row(sample) for sample in range(400)]
-    small = [tuple(row.inputs) for i, row in enumerate(rows) if drawn.domains[drawn._domain_of[i]] == "small"]
-    count = len(drawn.rows["small"])
-    assert count == 12
-    for start in range(0, len(small) - count, count):
-        assert len(set(small[start : start + count])) == count
-    share = len(small) / len(rows)
-    assert 0.4 < share < 0.6
-
-
 def test_targets_are_the_inputs_moved_by_one():
     batch = batches()(5)
     assert torch.equal(batch.inputs_BT[:, 1:], batch.targets_BT[:, :-1])
@@ -183,11 +151,6 @@ def test_targets_are_the_inputs_moved_by_one():
 def test_document_segments_change_at_every_bos():
     drawn = batches(document_mask=True, bos_id=7)(0)
     assert torch.equal(drawn.segments_BT, (drawn.inputs_BT == 7).cumsum(1))
-
-
-def test_a_domain_too_small_for_one_sequence_is_named():
-    with pytest.raises(GristmillError, match="domain 'small' has fewer than 129 training tokens"):
-        batches(sequence_length=128)
 
 
 def test_padding_and_masks_line_up_with_targets():

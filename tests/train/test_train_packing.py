@@ -20,14 +20,15 @@ from gristmill.model.config import ModelConfig, ModelShape
 from gristmill.model.decoder import Decoder
 from gristmill.tokenizer.config import TokenizerConfig, TokensConfig
 from gristmill.tokenizer.pack import pack
-from gristmill.tokenizer.store import TokenStore, bin_path, idx_path
+from gristmill.tokenizer.store import TokenStore, bin_path
 from gristmill.tokenizer.train import train_tokenizer
 from gristmill.train.config import PretrainConfig
-from gristmill.train.data import BestFitRows, PretrainBatches, TokenBatch
-from gristmill.train.loop import next_token_loss
+from gristmill.train.data import PretrainBatches, TokenBatch
+from gristmill.train.objectives import next_token_loss
 from gristmill.train.pretrain import pretrain
+from gristmill.train.rows import BestFitRows, PlainText, Row
+from token_stores import BOS, make_store
 
-BOS, EOS = 0, 1
 SHAPE = ModelConfig(
     vocab_size=300,
     hidden_size=32,
@@ -40,27 +41,6 @@ SHAPE = ModelConfig(
 )
 
 
-def make_store(directory: Path, lengths: dict[str, list[int]], weights: dict[str, float] | None = None) -> TokenStore:
-    """A token store of documents of these lengths; what stands between bos and eos is different in every place."""
-    domains, token = {}, 2
-    for domain, of_domain in lengths.items():
-        for split in ("train", "validation"):
-            documents = []
-            for length in of_domain if split == "train" else []:
-                documents.append([BOS, *range(token, token + length - 2), EOS])
-                token += length - 2
-            flat = np.array([id for document in documents for id in document], np.uint16)
-            ends = np.cumsum([0, *map(len, documents)], dtype=np.int64)
-            bin_path(directory, split, domain).parent.mkdir(parents=True, exist_ok=True)
-            flat.tofile(bin_path(directory, split, domain))
-            np.save(idx_path(directory, split, domain), ends)
-            counts = {"documents": len(documents), "tokens": len(flat), "bytes": len(flat)}
-            domains.setdefault(domain, {"weight": (weights or {}).get(domain, 1 / len(lengths))})[split] = counts
-    meta = {"vocab_size": token, "dtype": "uint16", "tokenizer_hash": "-", "domains": domains}
-    write_json(directory / "meta.json", meta)
-    return TokenStore.open(directory)
-
-
 def batches(store: TokenStore, batch_size: int = 2, length: int = 8, packing: str = "best_fit") -> PretrainBatches:
     return PretrainBatches(store, batch_size, length, 5, document_mask=False, bos_id=BOS, packing=packing)
 
@@ -68,9 +48,13 @@ def batches(store: TokenStore, batch_size: int = 2, length: int = 8, packing: st
 def test_rows_in_closed_form(tmp_path: Path) -> None:
     """Documents of 9, 3, 4 and 2 tokens in rows of 4: two full pieces, whose last target is the piece behind; a full
     document; 3 + 1, the 1 being the long document's end; 2 and padding."""
-    rows = BestFitRows(make_store(tmp_path, {"a": [9, 3, 4, 2]}), "a", 4, BOS)
-    found = [[column.tolist() for column in rows[row]] for row in range(len(rows))]
-    assert found == [
+    rows = BestFitRows(PlainText(make_store(tmp_path, {"a": [9, 3, 4, 2]}), "a"), "a", 4, BOS)
+    found = []
+    for number in range(len(rows)):
+        row = Row(*np.full((2, 4), -7), np.full(4, np.nan, np.float32), np.full(4, -7))
+        found.append((rows.fill(number, 0, row), [column.tolist() for column in row]))
+    assert [filled for filled, _ in found] == [4, 4, 4, 4, 2]
+    assert [columns for _, columns in found] == [
         [[0, 2, 3, 4], [2, 3, 4, 5], [1, 1, 1, 1], [1, 1, 1, 1]],
         [[5, 6, 7, 8], [6, 7, 8, 1], [1, 1, 1, 1], [1, 1, 1, 1]],
         [[0, 10, 11, 1], [10, 11, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]],
@@ -112,17 +96,16 @@ def test_the_loss_is_that_of_documents_run_alone(positions: str, tmp_path: Path)
     shape = SHAPE.model_copy(update={"vocab_size": store.vocab_size, "positions": positions})
     model = Decoder(shape).init_weights(3).requires_grad_(False)
     made = batches(store, batch_size=1, length=16)
-    packed = [next_token_loss(model, made(step)) for step in range(len(made.rows["a"]))]
+    packed = [made(step) for step in range(len(made.rows["a"]))]
     total, weight = 0.0, 0.0
     tokens, offsets = torch.from_numpy(store.tokens("train", "a").astype(np.int64)), store.offsets("train", "a")
     for first, end in pairwise(offsets.tolist()):
         for start in range(first, end - 1, 16):  # a document alone, cut every 16 tokens where it is longer
             piece = tokens[start : min(start + 17, end)][None]
             alone = TokenBatch(piece[:, :-1], piece[:, 1:], torch.ones_like(piece[:, 1:], dtype=torch.float32))
-            loss = next_token_loss(model, alone)
-            total, weight = total + float(loss.total), weight + loss.weight
-    assert sum(loss.weight for loss in packed) == weight == sum(lengths) - len(lengths)
-    assert sum(float(loss.total) for loss in packed) == pytest.approx(total, rel=1e-6)
+            total, weight = total + float(next_token_loss(model, alone)[0]), weight + alone.weight
+    assert sum(batch.weight for batch in packed) == weight == sum(lengths) - len(lengths)
+    assert sum(float(next_token_loss(model, batch)[0]) for batch in packed) == pytest.approx(total, rel=1e-6)
 
 
 def test_batches_depend_on_the_step_alone(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from gristmill.recipe import dump_recipe, load_recipe
 from gristmill.train.config import PretrainConfig, TrainingConfig
 from gristmill.train.data import TokenBatch
 from gristmill.train.groups import parameter_groups
-from gristmill.train.loop import next_token_loss, train
+from gristmill.train.loop import train
+from gristmill.train.objectives import next_token_loss
 from gristmill.train.pretrain import new_model
 
 TRAINING = {"steps": 1, "batch_size": 1, "learning_rate": 0.01}
@@ -77,7 +78,7 @@ def test_the_resolved_recipe_spells_the_shape_out_and_means_the_same(tmp_path):
         ({"preset": "mixtral-8x7b", "experts": {"topk": 2}}, {}, [], "experts.topk: unknown key; did you mean 'top_k'"),
         ({"preset": 5}, {}, [], "base.model: preset: expected the name of a shape, not 5"),
         ({"preset": "gristmill-5m", "num_kv_heads": 3}, {}, [], r"num_kv_heads \(3\) is more than num_heads \(2\)"),
-        ({"preset": "gristmill-5m", "causal": False}, {}, [], "model.causal must be true"),
+        ({"preset": "gristmill-5m", "causal": False}, {}, [], "model.causal is false, but objective is causal"),
         (TINY, {"init": "mup"}, [], "init: mup and mup_base_width belong together"),
         (TINY, {"mup_base_width": 8}, [], "init: mup and mup_base_width belong together"),
         (TINY, {"init": "gtp2"}, [], "base.init: input should be 'gpt2', 'depth_scaled' or 'mup', not 'gtp2'"),
@@ -137,7 +138,7 @@ def test_the_loop_moves_each_group_at_its_own_rate(tmp_path):
     training = TrainingConfig(**TRAINING | {"weight_decay": 0, "device": "cpu", "precision": "fp32"})
     (tmp_path / "scratch").mkdir()
     run = StageRun(tmp_path, tmp_path / "scratch", {}, 1, StageLog(EventLog(None), "base"))
-    result = train(model, lambda step: batch, lambda b: [b], next_token_loss, training, run, mup_base_width=8)
+    result = train(model, lambda step, shard: batch, next_token_loss, training, run, mup_base_width=8)
     assert result.history[-1]["learning_rate"] == pytest.approx(0.01)
     for name, scale in (("embedding", 1.0), ("blocks.0.attention_norm", 1.0), ("blocks.0.attention.qkv", 8 / 32)):
         moved = model.get_submodule(name).weight.detach() - before[f"{name}.weight"]

@@ -1,6 +1,7 @@
 """What a training step does without waiting for the device: on torch's meta device, which has no values to wait for,
 reading one is an error. And the marks that padding leaves."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -12,10 +13,16 @@ from gristmill.events import StageLog
 from gristmill.model.config import Experts, ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.model.experts import experts_of
-from gristmill.train.config import TrainingConfig
+from gristmill.train.config import StabilityConfig, TrainingConfig
 from gristmill.train.data import TokenBatch
-from gristmill.train.loop import _step, next_token_loss, train
-from gristmill.train.pretrain import _bits_per_byte
+from gristmill.train.loop import train
+from gristmill.train.objectives import next_token_loss
+from gristmill.train.optimizers import build_optimizer
+from gristmill.train.parallel.data_parallel import parallelize
+from gristmill.train.parallel.processes import alone
+from gristmill.train.precision import LossScaler
+from gristmill.train.stability import Guard
+from gristmill.train.step import Objective, StepTools, make_step
 
 SHAPE = {"vocab_size": 30, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8,
          "intermediate_size": 24, "max_seq_len": 16}  # fmt: skip
@@ -37,19 +44,35 @@ def config(**changes) -> TrainingConfig:
     return TrainingConfig(**settings | changes)
 
 
+def tools(model, loss, precision) -> StepTools:
+    trainee = parallelize(Objective(model, loss), config(), None, META, precision)
+    return StepTools(
+        module=trainee.module,
+        optimizer=build_optimizer(model, config()),
+        gradient_sync=trainee.gradient_sync,
+        gradient_norm=trainee.gradient_norm,
+        judge=Guard(StabilityConfig(), META, scaled=precision == "fp16").judge,
+        autocast=nullcontext,
+        processes=alone(),
+        clip_norm=1.0,
+        scaler=LossScaler(precision, META),
+        device=META,
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("stage", ["next token", "dpo"])
-def test_a_step_waits_for_nothing(stage, padded, packed, positions, monkeypatch):
+def test_a_step_waits_for_nothing(stage, padded, packed, positions, precision, monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # it does not know of meta
     model = Decoder(ModelConfig(**SHAPE, positions=positions)).to("meta").train()
     batch, loss = batch_of(padded, packed), next_token_loss
     parts = batch.split(2)
     if stage == "dpo":
         parts, loss = PairBatch(batch, torch.zeros(4)).split(1), partial(_loss, beta=0.1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
-    figures = _step(model, parts, loss, optimizer, config(), "fp32", META)
+    figures = make_step(tools(model, loss, precision), parts)
     assert {"loss", "grad_norm"} <= set(figures)
     assert all(value.is_meta and value.dim() == 0 for value in figures.values())
     with pytest.raises((RuntimeError, NotImplementedError)):
@@ -74,13 +97,13 @@ def test_no_mark_of_padding_outlives_the_training(fails, tmp_path):
 
     def evaluate(model, step):
         assert marks(model) == [False]
-        found = _bits_per_byte(model, batch_of(True, False), torch.ones(30), "fp32", torch.device("cpu"))
-        assert marks(model) == [False]
-        return {"bits": found}
+        return {}
 
     (tmp_path / "scratch").mkdir()
     run = StageRun(tmp_path, tmp_path / "scratch", {}, 1, StageLog.silent())
-    go = partial(train, model, lambda _: batch_of(True, False), lambda b: [b], loss, config(), run, evaluate, 1)
+    go = partial(
+        train, model, lambda *_: batch_of(True, False), loss, config(), run, evaluate=evaluate, evaluate_every=1
+    )
     if fails:
         with pytest.raises(KeyError):
             go()

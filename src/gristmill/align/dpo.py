@@ -21,9 +21,13 @@ from ..model.decoder import Decoder
 from ..model.experts import dropless, mark_padding
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.config import TrainingConfig
-from ..train.data import TokenBatch, check_lengths, epoch_indices, pad_examples
-from ..train.loop import LossSum, autocast, behind_last_target, on_device, resolve_device, resolve_precision, train
+from ..train.data import WHOLE, Shard, TokenBatch, check_lengths, epoch_indices, pad_examples
+from ..train.device import resolve_device
+from ..train.loop import train
 from ..train.losses import token_logprobs
+from ..train.objectives import behind_last_target, on_device
+from ..train.parallel.processes import current_processes
+from ..train.precision import autocast, resolve_precision
 from ..weights.hf import save_model
 from ..weights.load import load_model
 from .config import DPOConfig
@@ -37,8 +41,18 @@ Pair = dict[str, str]
 class PairBatch:
     """Chosen rows, then as many rejected rows, and the reference's log-probability of each row's reply."""
 
-    tokens: TokenBatch
+    rows: TokenBatch
     reference: Tensor
+
+    @property
+    def weight(self) -> float:
+        """The number of pairs: each has one loss."""
+        return len(self.reference) / 2
+
+    @property
+    def tokens(self) -> int:
+        """Input places, padding counted."""
+        return self.rows.tokens
 
     def split(self, size: int | None) -> list[PairBatch]:
         """Micro-batches of at most `size` pairs; None keeps the batch whole."""
@@ -48,7 +62,7 @@ class PairBatch:
         parts = []
         for first in torch.arange(pairs).split(size):
             rows = torch.cat([first, first + pairs])
-            inputs, targets, weights = self.tokens.inputs_BT, self.tokens.targets_BT, self.tokens.weights_BT
+            inputs, targets, weights = self.rows.inputs_BT, self.rows.targets_BT, self.rows.weights_BT
             parts.append(PairBatch(TokenBatch(inputs[rows], targets[rows], weights[rows]), self.reference[rows]))
         return parts
 
@@ -57,7 +71,9 @@ def dpo(config: DPOConfig, run: StageRun) -> Figures:
     """Align `run.inputs["sft"]`; leaves a model directory, `pairs.jsonl` and `training.json`."""
     tokenizer = Tokenizer.load(run.inputs["sft"])
     model = load_model(run.inputs["sft"])
-    pairs, right = _pairs(config, run, model, tokenizer)
+    processes = current_processes()
+    found = _pairs(config, run, model, tokenizer) if processes.main else None
+    pairs, right = processes.broadcast_object(found)
     batch_size = config.training.batch_size
     if len(pairs) < batch_size:
         raise GristmillError(
@@ -70,16 +86,17 @@ def dpo(config: DPOConfig, run: StageRun) -> Figures:
     check_lengths(chosen + rejected, model.config.max_seq_len)
     reference = _reference(model, chosen + rejected, tokenizer.pad_id, config.training).view(2, -1)
 
-    def batch_at(step: int) -> PairBatch:
-        picked = epoch_indices(len(pairs), batch_size, step, run.seed)
+    def batch_at(step: int, shard: Shard = WHOLE) -> PairBatch:
+        picked = epoch_indices(len(pairs), batch_size, step, run.seed, shard)
         rows = [chosen[i] for i in picked] + [rejected[i] for i in picked]
         return PairBatch(pad_examples(rows, tokenizer.pad_id), reference[:, picked].flatten())
 
     loss = partial(_loss, beta=config.beta)
-    split = partial(PairBatch.split, size=config.training.micro_batch_size)
     with dropless(model):  # as the reference was made: what skips an expert depends on the batch
-        result = train(model, batch_at, split, loss, config.training, run)
-    model.to("cpu")
+        result = train(model, batch_at, loss, config.training, run)
+    if result.model is None:  # a process that held shards of it
+        return {}
+    model = result.model.to("cpu")
     after = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
     save_model(model, run.out, run.inputs["sft"])
     write_json(run.out / "training.json", result.history)
@@ -165,10 +182,9 @@ def _reply_logprobs(model: Decoder, batch: TokenBatch) -> Tensor:
     return sequence_logprobs(logprobs, on_device(batch.weights_BT, device))
 
 
-def _loss(model: Decoder, batch: PairBatch, beta: float) -> LossSum:
-    logprobs = _reply_logprobs(model, batch.tokens)
+def _loss(model: Decoder, batch: PairBatch, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+    logprobs = _reply_logprobs(model, batch.rows)
     chosen, rejected = logprobs.chunk(2)
     reference_chosen, reference_rejected = on_device(batch.reference, logprobs.device).chunk(2)
     losses, margins = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta)
-    sums = {"margin": margins.sum(), "margin_accuracy": (margins > 0).sum()}
-    return LossSum(losses.sum(), float(len(losses)), sums)
+    return losses.sum(), {"margin": margins.sum(), "margin_accuracy": (margins > 0).sum()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -13,12 +14,24 @@ from ..model.decoder import Decoder
 from ..model.experts import dropless
 from ..tokenizer.store import TokenStore
 from ..tokenizer.tokenizer import Tokenizer, check_same
-from ..train.data import ConversationBatches, PretrainBatches, TokenBatch, check_lengths
-from ..train.loop import next_token_loss, train
+from ..train.data import WHOLE, ConversationBatches, PretrainBatches, Shard, TokenBatch, check_lengths
+from ..train.loop import train
+from ..train.objectives import next_token_loss
 from ..weights.hf import save_model
 from ..weights.load import load_model
 from .config import SFTConfig
 from .rollout import heldout_accuracy
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Batches of different lengths that one step learns from together."""
+
+    parts: tuple[TokenBatch, ...]
+
+    def split(self, size: int | None) -> list[TokenBatch]:
+        """Micro-batches of at most `size` rows of one part."""
+        return [micro for part in self.parts for micro in part.split(size)]
 
 
 def sft(config: SFTConfig, run: StageRun) -> Figures:
@@ -33,16 +46,18 @@ def sft(config: SFTConfig, run: StageRun) -> Figures:
     batches = ConversationBatches(examples, config.training.batch_size, tokenizer.pad_id, run.seed)
     replay = _replay_batches(config, run, model, tokenizer)
 
-    def parts_at(step: int) -> list[TokenBatch]:
-        conversations = batches(step)
-        return [conversations] if replay is None else [conversations, _weighted(replay(step), conversations, config)]
-
-    def split(parts: list[TokenBatch]) -> list[TokenBatch]:
-        return [micro for part in parts for micro in part.split(config.training.micro_batch_size)]
+    def batch_at(step: int, shard: Shard = WHOLE) -> Mixed:
+        conversations = batches(step, shard)
+        if replay is None:
+            return Mixed((conversations,))
+        return Mixed((conversations, _weighted(replay(step, shard), batches.weight(step), config)))
 
     with dropless(model):  # no answer is to be learned without an expert that it is given with
-        result = train(model, parts_at, split, next_token_loss, config.training, run)
-    model.to("cpu")
+        loss = partial(next_token_loss, z_loss=config.training.z_loss)
+        result = train(model, batch_at, loss, config.training, run)
+    if result.model is None:  # a process that held shards of it
+        return {}
+    model = result.model.to("cpu")
     after = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)
     save_model(model, run.out, run.inputs["base"])
     write_json(run.out / "training.json", result.history)
@@ -73,10 +88,12 @@ def _replay_batches(config: SFTConfig, run: StageRun, model: Decoder, tokenizer:
     )
 
 
-def _weighted(replay: TokenBatch, conversations: TokenBatch, config: SFTConfig) -> TokenBatch:
-    """The replayed text with weights that give it `replay_weight` of the step's whole weight."""
+def _weighted(replay: TokenBatch, conversations: float, config: SFTConfig) -> TokenBatch:
+    """A process's share of the replayed text with weights that give all of it `replay_weight` of the step's whole
+    weight, where that of the conversations is `conversations`."""
     share = config.replay_weight / (1 - config.replay_weight)
-    weight = share * float(conversations.weights_BT.sum()) / replay.weights_BT.numel()
+    places = config.replay_sequences * replay.weights_BT.shape[1]
+    weight = share * conversations / places
     return replace(replay, weights_BT=torch.full_like(replay.weights_BT, weight))
 
 

@@ -102,7 +102,7 @@ def bench_model(
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "repeats": repeats,
         "hardware": hardware.describe(),
-        "versions": _versions("torch", *installed),
+        "versions": versions("torch", *installed),
         "absent": [name for name in PEERS if name not in installed],
     }
 
@@ -169,14 +169,15 @@ def _median_seconds(step: Callable[[], None], repeats: int, cuda: bool) -> float
 def _build(name: str, config: ModelConfig, dtype: torch.dtype, device: str) -> tuple[nn.Module, Logits]:
     """A model in training mode and how its logits are had."""
     if name == "litgpt":
-        return _litgpt(config).to(device, dtype), lambda model, ids: model(ids)
+        return litgpt_model(config).to(device, dtype), lambda model, ids: model(ids)
     ours = Decoder(config).init_weights(0)
     if name == "gristmill":
         return ours.to(device, dtype), lambda model, ids: model(ids)
-    return _transformers(ours).to(device, dtype), lambda model, ids: model(input_ids=ids, use_cache=False).logits
+    return transformers_model(ours).to(device, dtype), lambda model, ids: model(input_ids=ids, use_cache=False).logits
 
 
-def _transformers(ours: Decoder) -> nn.Module:
+def transformers_model(ours: Decoder) -> nn.Module:
+    """transformers' model of the same family, with the same weights."""
     import transformers
 
     settings = write_config(family_of(ours.config), ours.config)
@@ -189,7 +190,8 @@ def _transformers(ours: Decoder) -> nn.Module:
     return theirs.train()
 
 
-def _litgpt(config: ModelConfig) -> nn.Module:
+def litgpt_model(config: ModelConfig) -> nn.Module:
+    """litgpt's model of a Llama-like shape, with random weights of its own making."""
     from litgpt.config import Config
     from litgpt.model import GPT
 
@@ -215,12 +217,14 @@ def _litgpt(config: ModelConfig) -> nn.Module:
             rope_base=int(config.rope_theta),
         )
     )
+    model.apply(model._init_weights)  # type: ignore[arg-type]
     if config.tie_embeddings:
         model.lm_head.weight = model.transformer.wte.weight  # type: ignore[union-attr]
     return model
 
 
-def _versions(*names: str) -> dict[str, str]:
+def versions(*names: str) -> dict[str, str]:
+    """The versions of those packages that are installed."""
     found = {}
     for name in names:
         with suppress(PackageNotFoundError):

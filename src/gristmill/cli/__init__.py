@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import GristmillError
+from ..train.parallel.launch import dismiss_others, launched, say_once
 from .bench import bench_app
 from .common import (
     EngineName,
@@ -34,7 +35,9 @@ from .common import (
     sampling,
 )
 from .data import data_app
+from .evaluate import evaluate
 from .plan import plan_app
+from .scaling import scaling
 from .tokenize import tokenize_app
 from .weights import export, import_verb
 
@@ -102,10 +105,16 @@ def _stage_verb(name: str, stage: str, what: str) -> None:
     app.command(name)(verb)
 
 
-_stage_verb("pretrain", "base", "Pre-train the recipe's model (stage base).")
+_stage_verb(
+    "pretrain",
+    "base",
+    "Pre-train the recipe's model (stage base). With several processes: torchrun --nproc-per-node N -m gristmill "
+    "pretrain RECIPE.",
+)
+app.command("scaling")(scaling)
 _stage_verb("sft", "sft", "Fine-tune on instructions (stage sft).")
 _stage_verb("dpo", "dpo", "Align by direct preference optimization (stage dpo).")
-_stage_verb("evaluate", "evaluation", "Measure all models of a run (stage evaluation).")
+app.command("evaluate")(evaluate)
 
 
 @app.command()
@@ -256,7 +265,10 @@ def main() -> NoReturn:
     # GNU OpenMP reads this when torch loads; a value the user has set stays.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        if app(prog_name="gristmill", standalone_mode=False) == INTERRUPTED:
+        launch = launched()
+        if launch is not None and not launch.main:
+            _help()
+        elif app(prog_name="gristmill", standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(0)
     except CommandLineError as error:
@@ -276,6 +288,16 @@ def main() -> NoReturn:
         if isinstance(error, OSError):
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), error)
         _fail(f"a defect in gristmill: {type(error).__name__}: {error} (gristmill --traceback ... shows where)", error)
+    finally:
+        dismiss_others()
+
+
+def _help() -> None:
+    """Torchrun's further processes: train with the main one, which reads the command line, when it calls."""
+    from ..pipeline import join
+
+    _show_traceback[0] = "--traceback" in sys.argv
+    join()
 
 
 def _disk_is_full(error: Exception) -> bool:
@@ -289,7 +311,7 @@ def _disk_is_full(error: Exception) -> bool:
 def _fail(message: str, error: BaseException) -> NoReturn:
     if _show_traceback[0]:
         raise error
-    print(f"gristmill: {' '.join(message.split())}", file=sys.stderr)
+    say_once(" ".join(message.split()), lambda said: print(f"gristmill: {said}", file=sys.stderr, flush=True))
     sys.exit(1)
 
 

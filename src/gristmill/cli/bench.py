@@ -95,3 +95,37 @@ def model(
     if out is not None:
         out.write_text(json.dumps(report, indent=2) + "\n")
     typer.echo(json.dumps(report, indent=2) if as_json else table(report))
+
+
+@bench_app.command()
+def train(
+    shape: Annotated[
+        str, typer.Option("--shape", help="135m, d12, 1.2b, quickstart, or a preset (`gristmill plan model`).")
+    ] = "quickstart",
+    peer: Annotated[
+        list[str] | None, typer.Option("--peer", metavar="TOOL", help="transformers or litgpt; repeatable.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Sequences in a step; the shape's usual.")] = None,
+    length: Annotated[int | None, typer.Option("--length", min=2, help="Tokens of a sequence.")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16 or fp8 (ours alone).")] = "auto",
+    weights: Annotated[
+        str, typer.Option("--weights", help="fp32, bf16, or auto: bf16 on a GPU whose products are, as peers publish.")
+    ] = "auto",
+    steps: Annotated[int, typer.Option("--steps", min=10, help="Optimizer steps a round, five of warm-up.")] = 30,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds by turns; the best counts.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    compile: Annotated[str, typer.Option("--compile", help="Ours: auto, off, blocks or model.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the figures as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time the training loop beside transformers and litgpt in plain, good loops: tokens/s, MFU, memory.
+
+    Example: gristmill bench train --shape quickstart --peer transformers --rounds 3
+    """
+    from ..bench.train import bench_train, table
+
+    said = partial(typer.echo, err=True)
+    report = bench_train(shape, peer or [], batch, length, precision, weights, steps, rounds, device, compile, said)
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n")
+    typer.echo(json.dumps(report, indent=2) if as_json else table(report))

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import textwrap
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
-from pydantic import BaseModel, ValidationError
 
 from ..errors import GristmillError
-from .common import plain_words
+from .shapes import override, shape_of, source_of
 
 if TYPE_CHECKING:
     from ..model.config import ModelConfig
+    from ..plan.activations import Arithmetic
+    from ..plan.memory import TrainingRun
     from ..plan.quantity import Quantity
 
 plan_app = typer.Typer(no_args_is_help=True, help="Planner: what a model costs, from its shape alone.")
@@ -27,24 +26,42 @@ def plan() -> None:
     """Planner: what a model costs, from its shape alone, each figure with its formula."""
 
 
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A preset's name, a model or run directory, a recipe (.yaml) or a config.json."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the shape; repeatable.")
+]
+SequenceLength = Annotated[
+    int | None, typer.Option("--seq-len", help="Tokens in a sequence; the model's max_seq_len by default.")
+]
+MicroBatch = Annotated[int, typer.Option("--micro-batch-size", help="Sequences per forward pass and process.")]
+Precision = Annotated[str, typer.Option("--precision", help="Type of the products: fp32, bf16, fp16 or fp8.")]
+Weights = Annotated[str, typer.Option("--weights", help="Type of weights, gradients and optimizer state: fp32, bf16.")]
+OptimizerName = Annotated[str, typer.Option("--optimizer", help="adamw, muon, adam8bit or adafactor.")]
+Checkpointed = Annotated[
+    str, typer.Option("--activation-checkpointing", help="What backward computes again: none, sqrt, block, selective.")
+]
+Offloaded = Annotated[str, typer.Option("--offload", help="Where optimizer state lies: none, cpu or disk.")]
+DataParallelism = Annotated[str, typer.Option("--parallel", help="ddp, zero1, zero2 or zero3.")]
+ProcessCount = Annotated[int, typer.Option("--processes", help="Processes, one on each device.")]
+DeviceKind = Annotated[str, typer.Option("--device", help="cuda or cpu.")]
+Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Whether the model is compiled.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 @plan_app.command()
 def model(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A preset's name, a model or run directory, a recipe (.yaml) or a config.json."
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the shape; repeatable.")
-    ] = None,
-    seq_len: Annotated[
-        int | None, typer.Option("--seq-len", help="Tokens in the sequence; the model's max_seq_len by default.")
-    ] = None,
+    target: Target,
+    overrides: Overrides = None,
+    seq_len: SequenceLength = None,
     dtype: Annotated[str, typer.Option("--dtype", help="Type of weights and cache: fp32, bf16, fp8, int4, ...")] = (
         "bf16"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Parameters by part, bytes, FLOPs per token and cache of a model.
 
@@ -73,114 +90,166 @@ def model(
         _print_figures(f"{source}: {length:,} tokens, {dtype}", meaning, quantities)
 
 
-def source_of(target: str) -> str:
-    """What is read for a user's MODEL: of a run directory its model, or its recipe where it has none yet."""
-    from ..weights.locate import locate_model
+@plan_app.command()
+def memory(
+    target: Target,
+    overrides: Overrides = None,
+    seq_len: SequenceLength = None,
+    micro_batch_size: MicroBatch = 1,
+    accumulate: Annotated[
+        bool, typer.Option("--accumulate", help="A step sums the gradients of several forward passes.")
+    ] = False,
+    precision: Precision = "bf16",
+    weights: Weights = "fp32",
+    optimizer: OptimizerName = "adamw",
+    activation_checkpointing: Checkpointed = "none",
+    offload: Offloaded = "none",
+    parallel: DataParallelism = "ddp",
+    processes: ProcessCount = 1,
+    device: DeviceKind = "cuda",
+    compile: Compiled = True,
+    as_json: AsJson = False,
+) -> None:
+    """The most memory that training a model takes at once, by parts and moments, and what other settings would take.
 
-    path = Path(target)
-    if (path / "config.json").is_file() or not (path / "recipe.yaml").is_file():
-        return target
-    try:
-        return str(locate_model(path))
-    except GristmillError:
-        return str(path / "recipe.yaml")
+    Example: gristmill plan memory gristmill-135m --seq-len 2048 --micro-batch-size 32
+    """
+    from ..plan.train import plan_memory
 
-
-def shape_of(target: str) -> ModelConfig:
-    """The shape that a user's MODEL means. Files go before presets: `./gpt2-xl` and a directory `gpt2-xl` are files."""
-    from ..model.presets import preset
-
-    path = Path(target)
-    if not path.exists():
-        if path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
-            raise GristmillError(
-                f"{target} does not exist; give a preset's name, a model, a run, a recipe or config.json"
-            )
-        return preset(target)
-    if path.suffix == ".gguf":
-        raise GristmillError(f"{target}: bring it in first: gristmill import {target} --out DIR")
-    if path.is_file():
-        return _of_config_file(path) if path.suffix == ".json" else _of_recipe(path)
-    if (path / "config.json").is_file():
-        return _of_config_file(path / "config.json")
-    if (source := source_of(target)) != target:
-        return shape_of(source)
-    raise GristmillError(f"{target} is neither a model directory (no config.json) nor a run directory (no recipe.yaml)")
-
-
-def override(config: ModelConfig, overrides: list[str]) -> ModelConfig:
-    """The shape with `field=value` applied, `experts.top_k=4` for a field inside; checked as a whole."""
-    from ..model.config import ModelConfig
-
-    data = config.model_dump(mode="json")
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise GristmillError(f"--set {item}: expected field=value")
-        *outer, last = key.strip().split(".")
-        place, schema = data, _Fields(ModelConfig)
-        for part in outer:
-            schema.check(part, item)
-            if not isinstance(place[part], dict):
-                place[part] = {}
-            place, schema = place[part], schema.inside(part)
-        schema.check(last, item)
-        try:
-            place[last] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise GristmillError(f"--set {item}: {value!r} is not a value") from None
-    try:
-        return ModelConfig.model_validate(data)
-    except ValidationError as error:
-        _refuse(error)
+    source, config = _model(target, overrides)
+    arithmetic, run = _training(
+        config, seq_len, micro_batch_size, precision, weights, optimizer, activation_checkpointing, offload, parallel,
+        processes, device, compile,
+    )  # fmt: skip
+    run = replace(run, accumulates=accumulate)
+    _print(target, source, config, arithmetic, run, plan_memory(config, arithmetic, run), {}, as_json)
 
 
-class _Fields:
-    """The fields of a config model, to check names against."""
+@plan_app.command()
+def train(
+    target: Target,
+    overrides: Overrides = None,
+    tokens: Annotated[
+        float | None, typer.Option("--tokens", help="Tokens to train on; 20 per parameter by default.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option("--batch-tokens", help="Tokens of a step, over all processes; one pass by default.")
+    ] = None,
+    accelerator: Annotated[
+        str, typer.Option("--accelerator", help="The device of each process: h100-sxm, a100-80gb-sxm, l4, ...")
+    ] = "h100-sxm",
+    mfu: Annotated[float, typer.Option("--mfu", help="Share of the device's peak that training reaches.")] = 0.4,
+    seq_len: SequenceLength = None,
+    micro_batch_size: MicroBatch = 1,
+    precision: Precision = "bf16",
+    weights: Weights = "fp32",
+    optimizer: OptimizerName = "adamw",
+    activation_checkpointing: Checkpointed = "none",
+    offload: Offloaded = "none",
+    parallel: DataParallelism = "ddp",
+    processes: ProcessCount = 1,
+    compile: Compiled = True,
+    as_json: AsJson = False,
+) -> None:
+    """Arithmetic, time and tokens per second of a training run, memory per process and traffic between processes.
 
-    def __init__(self, model: type[BaseModel] | None):
-        self.fields = {} if model is None else model.model_fields
+    Example: gristmill plan train llama-3-8b --processes 8 --tokens 160e9 --mfu 0.4 --parallel zero3
+    """
+    from ..plan.parameters import total_params
+    from ..plan.train import Budget, plan_train
 
-    def check(self, name: str, item: str) -> None:
-        if name not in self.fields:
-            near = difflib.get_close_matches(name, self.fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self.fields) or 'none'}"
-            raise GristmillError(f"--set {item}: there is no field {name!r}; {hint}")
-
-    def inside(self, name: str) -> _Fields:
-        annotation = self.fields[name].annotation
-        found = (t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
-        return _Fields(next(found, None))
-
-
-def _refuse(error: ValidationError) -> NoReturn:
-    first: Any = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error":
-        what = str(first["ctx"]["error"])
-    else:
-        what = "is required" if first["type"] == "missing" else f"{plain_words(first['msg'])}, not {first['input']!r}"
-    raise GristmillError(f"--set: {where + ': ' if where else ''}{what}") from None
+    source, config = _model(target, overrides)
+    arithmetic, run = _training(
+        config, seq_len, micro_batch_size, precision, weights, optimizer, activation_checkpointing, offload, parallel,
+        processes, "cuda", compile,
+    )  # fmt: skip
+    budget = Budget(
+        tokens=20 * total_params(config) if tokens is None else tokens,
+        batch_tokens=run.tokens * run.processes if batch_tokens is None else batch_tokens,
+        accelerator=accelerator,
+        utilization=mfu,
+    )
+    _print(
+        target, source, config, arithmetic, run, plan_train(config, arithmetic, run, budget), asdict(budget), as_json
+    )
 
 
-def _of_config_file(path: Path) -> ModelConfig:
-    from ..weights.families import read_config
-    from ..weights.json_files import read_object
-
-    return read_config(read_object(path, f"{path} does not exist"), path)[1]
+def _model(target: str, overrides: list[str] | None) -> tuple[str, ModelConfig]:
+    source = source_of(target)
+    return source, override(shape_of(source), overrides or [])
 
 
-def _of_recipe(path: Path) -> ModelConfig:
-    from ..model.config import ModelConfig
-    from ..recipe import load_recipe
+def _training(
+    config: ModelConfig,
+    seq_len: int | None,
+    micro_batch_size: int,
+    precision: str,
+    weights: str,
+    optimizer: str,
+    checkpointing: str,
+    offload: str,
+    parallel: str,
+    processes: int,
+    device: str,
+    compiled: bool,
+) -> tuple[Arithmetic, TrainingRun]:
+    """Settings of the command line, checked."""
+    from ..plan.activations import Arithmetic
+    from ..plan.memory import PORTIONS, TrainingRun
 
-    recipe = load_recipe(path)
-    if recipe.base is None or recipe.tokenizer is None:
-        missing = "base" if recipe.base is None else "tokenizer"
-        raise GristmillError(f"{path} has no section {missing!r}, so there is no model to plan")
-    multiple = recipe.tokenizer.pad_to_multiple
-    vocab_size = -(-recipe.tokenizer.vocab_size // multiple) * multiple
-    return ModelConfig(vocab_size=vocab_size, **recipe.base.model.model_dump())
+    given = {
+        "precision": (precision, ("fp32", "bf16", "fp16", "fp8")),
+        "weights": (weights, ("fp32", "bf16")),
+        "optimizer": (optimizer, tuple(PORTIONS)),
+        "activation-checkpointing": (checkpointing, ("none", "sqrt", "block", "selective")),
+        "offload": (offload, ("none", "cpu", "disk")),
+        "parallel": (parallel, ("ddp", "zero1", "zero2", "zero3")),
+        "device": (device, ("cuda", "cpu")),
+    }
+    for option, (value, known) in given.items():
+        if value not in known:
+            raise GristmillError(f"--{option} {value}: use one of {', '.join(known)}")
+    if weights == "bf16" and precision in ("fp32", "fp16"):
+        raise GristmillError(f"--weights bf16 cannot be multiplied in {precision}; use --precision bf16")
+    chosen: dict[str, Any] = {
+        "micro_batch_size": micro_batch_size,
+        "sequence_length": config.max_seq_len if seq_len is None else seq_len,
+        "optimizer": optimizer,
+        "checkpointing": checkpointing,
+        "offload": offload,
+        "data": parallel,
+        "processes": processes,
+    }
+    kind: Any = device
+    return Arithmetic(precision, weights, kind, compiled), TrainingRun(**chosen)
+
+
+def _print(
+    target: str,
+    source: str,
+    config: ModelConfig,
+    arithmetic: Arithmetic,
+    run: TrainingRun,
+    quantities: list[Quantity],
+    more: dict[str, Any],
+    as_json: bool,
+) -> None:
+    if as_json:
+        head = {
+            "model": target,
+            "source": source,
+            "settings": asdict(arithmetic) | asdict(run) | more,
+            "config": config.model_dump(mode="json"),
+        }
+        typer.echo(json.dumps(head | {"quantities": [quantity.as_json() for quantity in quantities]}, indent=2))
+        return
+    from ..plan.parameters import symbols, total_params
+
+    known = symbols(config) | {"P": total_params(config), "N": run.tokens, "n": run.processes}
+    known |= {"g": arithmetic.weight, "e": arithmetic.operand}
+    sharing = f", {run.processes} processes, {run.data}" if run.processes > 1 else ""
+    title = f"{source}: {run.micro_batch_size} x {run.sequence_length:,} tokens, {arithmetic.precision}{sharing}"
+    _print_figures(title, " ".join(f"{symbol}={value}" for symbol, value in known.items()), quantities)
 
 
 def _print_figures(title: str, meaning: str, quantities: list[Quantity]) -> None:

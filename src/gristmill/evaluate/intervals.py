@@ -16,7 +16,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     small models live, and never leaves [0, 1]."""
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes of {n}")
-    z = _z(confidence)
+    z = normal_quantile(confidence)
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -76,7 +76,7 @@ def ratio_interval(
 def student_t(freedom: int, confidence: float) -> float:
     """Two-sided quantile of Student's t by its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5), which is
     within 0.1 % from four degrees of freedom on at 95 %."""
-    z = _z(confidence)
+    z = normal_quantile(confidence)
     terms = (
         z,
         (z**3 + z) / 4,
@@ -87,7 +87,8 @@ def student_t(freedom: int, confidence: float) -> float:
     return sum(term / freedom**power for power, term in enumerate(terms))
 
 
-def _z(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
+    """Two-sided quantile of the normal distribution."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
     return NormalDist().inv_cdf((1 + confidence) / 2)

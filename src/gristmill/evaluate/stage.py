@@ -13,7 +13,7 @@ from ..errors import GristmillError
 from ..model.decoder import Decoder
 from ..tokenizer.store import TokenStore
 from ..tokenizer.tokenizer import Tokenizer, check_same
-from ..train.loop import resolve_device
+from ..train.device import resolve_device
 from ..weights.load import load_model
 from .accuracy import answer_tasks
 from .bpb import token_bits

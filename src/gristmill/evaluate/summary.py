@@ -19,7 +19,7 @@ def _models(report: dict[str, Any]) -> str:
         [name, f"{model['parameters']:,}", f"{model['file_bytes'] / 1e6:.2f} MB"]
         for name, model in report["models"].items()
     ]
-    return "Models\n" + _table(["model", "parameters", "weights"], rows)
+    return "Models\n" + table(["model", "parameters", "weights"], rows)
 
 
 def _text(report: dict[str, Any]) -> str:
@@ -34,7 +34,7 @@ def _text(report: dict[str, Any]) -> str:
         f"Bits per byte of validation text, {100 * report['confidence']:g} % intervals; lower is better "
         f"(window {scores['window']}, stride {scores['stride']})"
     )
-    text = f"{head}\n" + _table(["domain", "bytes", "gzip -9", *models], rows)
+    text = f"{head}\n" + table(["domain", "bytes", "gzip -9", *models], rows)
     changes = scores["all"]["differences"]
     return text + "".join(f"\n{name}: {_value(change, '+.4f')} over all domains" for name, change in changes.items())
 
@@ -46,7 +46,7 @@ def _tasks(report: dict[str, Any]) -> str:
         for name, model in scores["models"].items()
     ]
     head = f"Held-out tasks, {100 * report['confidence']:g} % intervals"
-    text = f"{head}\n" + _table(["model", "right", "accuracy"], rows)
+    text = f"{head}\n" + table(["model", "right", "accuracy"], rows)
     for name, change in scores["differences"].items():
         text += f"\n{name}: {_percent(change['difference'], change['low'], change['high'], '+')} points"
     checked = report["heldout_check"]["prompts_trained_on"]
@@ -66,7 +66,7 @@ def _families(report: dict[str, Any]) -> str:
         ]
         for family, part in families.items()
     ]
-    return "Accuracy by family\n" + _table(["family", "tasks", *models], rows)
+    return "Accuracy by family\n" + table(["family", "tasks", *models], rows)
 
 
 def _samples(report: dict[str, Any]) -> str:
@@ -95,7 +95,7 @@ def _percent(value: float, low: float, high: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f}{unit} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell; the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 

@@ -14,9 +14,18 @@ from .positions import sinusoidal
 
 
 def embed_tokens(table: nn.Embedding, input_ids_BT: Tensor, scale: float) -> Tensor:
-    """Rows of the embedding table `[B, T, C]`, times `scale` in the table's type."""
+    """Rows of the embedding table `[B, T, C]`, times `scale` in the table's type.
+
+    Under autocast to bfloat16 they come in that type, and with them the residual stream: in float32 every sum and norm
+    would move twice the bytes. float16 has too short a range for it.
+    """
     x_BTC: Tensor = table(input_ids_BT)
-    return x_BTC if scale == 1.0 else x_BTC * torch.tensor(scale, dtype=x_BTC.dtype, device=x_BTC.device)
+    if scale != 1.0:
+        x_BTC = x_BTC * torch.tensor(scale, dtype=x_BTC.dtype, device=x_BTC.device)
+    kind = x_BTC.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
+        return x_BTC.to(torch.bfloat16)
+    return x_BTC
 
 
 def add_positions(shape: ModelShape, x_BTC: Tensor, positions_BT: Tensor, learned: nn.Embedding | None) -> Tensor:
@@ -33,7 +42,7 @@ def add_positions(shape: ModelShape, x_BTC: Tensor, positions_BT: Tensor, learne
                     f"a text of {highest + 1} tokens is longer than the {shape.max_seq_len} learned positions of the "
                     "model (max_seq_len); cut it"
                 )
-        return x_BTC + learned(positions_BT)
+        return x_BTC + learned(positions_BT).to(x_BTC.dtype)
     if shape.positions == "sinusoidal":
         return x_BTC + sinusoidal(positions_BT, shape.hidden_size).to(x_BTC.dtype)
     return x_BTC

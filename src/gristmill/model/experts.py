@@ -250,7 +250,9 @@ def loop_linear(x_MC: Tensor, weight_EFC: Tensor, ends_E: Tensor) -> Tensor:
     sizes = [end - start for start, end in zip([0, *ends], [*ends, len(x_MC)], strict=True)]
     # split and unbind rather than slices: the gradient of each slice would be a tensor as large as the whole.
     *groups, rest = x_MC.split(sizes)
-    products = [F.linear(rows, weight) for rows, weight in zip(groups, weight_EFC.unbind(), strict=True) if len(rows)]
+    pairs = list(zip(groups, weight_EFC.unbind(), strict=True))
+    # Without any row one empty product is made, so that the weights have a gradient in every process.
+    products = [F.linear(rows, weight) for rows, weight in pairs if len(rows)] or [F.linear(*pairs[0])]
     return torch.cat([*products, rest.new_zeros(len(rest), weight_EFC.shape[1])])
 
 
@@ -301,13 +303,14 @@ def update_selection_bias(model: nn.Module) -> None:
         layer.load = layer.routed = None
 
 
-def expert_load(model: nn.Module) -> list[LayerLoad]:
+def expert_load(model: nn.Module, add_up: Callable[[Tensor], Tensor] = lambda counts: counts) -> list[LayerLoad]:
     """The load of every mixture of experts since `update_selection_bias` was last called (or inside `counting_load`),
-    on this rank; layers that have counted nothing are left out. Waits for the device once."""
+    on this rank, or on all of them where `add_up` sums a tensor over the ranks; layers that have counted nothing are
+    left out. Waits for the device once."""
     layers = [layer for layer in experts_of(model) if layer.load is not None]
     if not layers:
         return []
-    table = torch.stack([layer.load for layer in layers if layer.load is not None]).tolist()
+    table = add_up(torch.stack([layer.load for layer in layers if layer.load is not None])).tolist()
     return [_layer_load(layer.layer, *counts) for layer, counts in zip(layers, table, strict=True) if sum(counts[:-1])]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,11 +13,21 @@ from .config import ModelShape
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm (Zhang & Sennrich 2019) in the type of its input: under autocast the weight is float32, and torch would
-    leave its fused kernel where the two differ."""
+    """RMSNorm (Zhang & Sennrich 2019) in the type of its input: under autocast the weight is float32, torch would
+    leave its fused kernel where the two differ, and on a GPU it would make the result float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        with _without_autocast(x):
+            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm (Ba et al. 2016) in the type of its input, as `RMSNorm` is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        with _without_autocast(x):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
 
 
 class OffsetRMSNorm(nn.Module):
@@ -44,13 +57,20 @@ class OffsetLayerNorm(nn.Module):
         return F.layer_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), bias, self.eps).to(x.dtype)
 
 
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
 def build_norm(config: ModelShape, width: int | None = None) -> nn.Module:
     """A norm of the kind that `config` names, over `width` channels (hidden_size by default)."""
     width = width or config.hidden_size
     if config.norm == "layernorm":
         if config.norm_unit_offset:
             return OffsetLayerNorm(width, config.norm_eps, config.norm_bias)
-        return nn.LayerNorm(width, config.norm_eps, bias=config.norm_bias)
+        return LayerNorm(width, config.norm_eps, bias=config.norm_bias)
     return build_rms_norm(config, width)
 
 

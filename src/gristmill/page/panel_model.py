@@ -1,4 +1,4 @@
-"""The panels of the model: architecture, pre-training, alignment."""
+"""The panels of the model: architecture, what pre-training and alignment came to (their curves: panel_training.py)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,12 @@ from typing import Any
 from ..plan.model import plan_model, whole_shape
 from ..plan.quantity import Quantity
 from .files import Run, as_dict, as_list, as_number, read_json, tensor_shapes
-from .sections import Section, charts, figures, intervals, lines, missing, pairs, table
-from .state import StageState
+from .panel_training import dpo_curves, health, notes, pretraining_curves, pretraining_figures, samples, sft_curves
+from .sections import Section, figures, intervals, missing, pairs, table
 
-MAX_POINTS = 1500
 SHOWN_SAMPLES = 12
 ALIGNED = ("base", "sft", "dpo")
 
-# Known quantities of the training log: the chart they share, its unit, and what the line is called.
-CHARTS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    ("Loss", "", (("loss", "train"), ("validation_loss", "validation"))),
-    ("Validation", "bits per byte", (("validation_bits_per_byte", "validation"),)),
-    ("Learning rate", "", (("learning_rate", "learning rate"),)),
-    ("Speed", "tokens per second", (("tokens_per_second", "tokens/s"),)),
-    ("Gradient norm", "before clipping", (("grad_norm", "norm"),)),
-)
 PARTS = (
     ("embedding", "Token embedding"),
     ("positions", "Position embedding"),
@@ -109,81 +100,6 @@ def model_config(run: Run) -> dict[str, Any]:
     return {"vocab_size": vocabulary, **config} if config and vocabulary else config
 
 
-# ---- pre-training and alignment: curves
-
-
-def curves(run: Run, stage: str, title: str) -> Section:
-    """The training log as charts: from the events, else from the artifact's training.json."""
-    state = run.stage(stage)
-    rows = metric_rows(state, tokens_per_step(run, stage))
-    if not rows:
-        rows = [row for row in as_list(run.json(stage, "training.json")) if isinstance(as_dict(row).get("step"), int)]
-    if not rows:
-        return missing(run, stage, title)
-    keys = {key for row in rows for key in row} - {"step"}
-    specs = chart_specs(keys, loss_unit="−log σ(margin)" if stage == "dpo" else "nats per token")
-    return charts(f"curves-{stage}", title, stage, specs, thinned(rows))
-
-
-def metric_rows(state: StageState, tokens: int | None) -> list[dict[str, Any]]:
-    """The metrics by step; with `tokens` per step also the speed between one metric and the next."""
-    rows: list[dict[str, Any]] = []
-    before: tuple[int, float] | None = None
-    for step in sorted(state.metrics):
-        values = state.metrics[step]
-        row = {"step": step, **{key: value for key, value in values.items() if key != "time"}}
-        if before and tokens and values["time"] > before[1] and "tokens_per_second" not in row:
-            row["tokens_per_second"] = round((step - before[0]) * tokens / (values["time"] - before[1]), 1)
-        before = (step, values["time"])
-        rows.append(row)
-    return rows
-
-
-def tokens_per_step(run: Run, stage: str) -> int | None:
-    config = run.stage_config(stage)
-    batch = as_number(as_dict(config.get("training")).get("batch_size"))
-    length = as_number(config.get("sequence_length"))
-    return int(batch * length) if batch and length else None
-
-
-def chart_specs(keys: set[str], loss_unit: str) -> list[dict[str, Any]]:
-    """Which charts the quantities make: the known ones together, every other in a chart of its own."""
-    specs = []
-    for title, unit, wanted in CHARTS:
-        series = [{"key": key, "label": label} for key, label in wanted if key in keys]
-        if series:
-            specs.append({"title": title, "unit": loss_unit if title == "Loss" else unit, "series": series})
-        keys = keys - {key for key, _ in wanted}
-    for key in sorted(keys):
-        label = key.replace("_", " ")
-        specs.append({"title": label.capitalize(), "unit": "", "series": [{"key": key, "label": label}]})
-    return specs
-
-
-def thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most about MAX_POINTS rows: every n-th, the last, and those with quantities that few rows have."""
-    every = -(-len(rows) // MAX_POINTS)
-    if every == 1:
-        return rows
-    counts: dict[str, int] = {}
-    for row in rows:
-        for key in row:
-            counts[key] = counts.get(key, 0) + 1
-    rare = {key for key, count in counts.items() if count * every <= len(rows)}
-    return [row for i, row in enumerate(rows) if i % every == 0 or i == len(rows) - 1 or rare & row.keys()]
-
-
-def pretraining_curves(run: Run) -> Section:
-    return curves(run, "base", "Curves")
-
-
-def pretraining_figures(run: Run) -> Section | None:
-    found = run.figures("base")
-    if not found:
-        return None
-    return figures("base-figures", "Outcome", plain_figures(found))
-
-
 def against_gzip(run: Run) -> Section | None:
     """Bits per byte by domain beside gzip's, from the evaluation."""
     scores = as_dict(as_dict(run.json("evaluation", "report.json")).get("bits_per_byte"))
@@ -214,20 +130,7 @@ def continuations(run: Run) -> Section | None:
     return pairs("continuations", "How the base model goes on", items) if items else None
 
 
-def notes(run: Run) -> Section | None:
-    found = list(run.stage("base").notes)
-    return lines("notes-base", "Notes of the run", found) if found else None
-
-
 # ---- alignment
-
-
-def sft_curves(run: Run) -> Section:
-    return curves(run, "sft", "Supervised fine-tuning")
-
-
-def dpo_curves(run: Run) -> Section:
-    return curves(run, "dpo", "Direct preference optimization")
 
 
 def accuracy(run: Run) -> Section | None:
@@ -339,29 +242,14 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def plain_figures(found: dict[str, Any]) -> list[tuple[str, Any, str]]:
-    """The figures of a manifest with units guessed from their names; nested ones are left out."""
-    shown = []
-    for key, value in found.items():
-        if isinstance(value, (str, int, float)):
-            shown.append((key.replace("_", " "), value, _unit(key, value)))
-    return shown
-
-
-def _unit(key: str, value: Any) -> str:
-    if isinstance(value, str):
-        return "text"
-    if key.endswith("seconds") or key.startswith("seconds"):
-        return "seconds"
-    if "bits_per_byte" in key:
-        return "number"
-    if key.endswith("bytes") or key.startswith("bytes_"):
-        return "bytes"
-    if key.startswith("accuracy") or key.endswith(("accuracy", "fraction", "share")):
-        return "percent"
-    return "count" if isinstance(value, int) else "number"
-
-
 ARCHITECTURE = (shape, parameter_split, memory_per_token)
-PRETRAINING = (pretraining_curves, pretraining_figures, against_gzip, continuations, notes)
+PRETRAINING = (
+    health,
+    pretraining_curves,
+    samples,
+    pretraining_figures,
+    against_gzip,
+    continuations,
+    notes,
+)
 ALIGNMENT = (accuracy, differences, families, sft_curves, dpo_curves, replies, preference_pairs, conversations)

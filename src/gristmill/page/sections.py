@@ -45,7 +45,9 @@ def figures(id: str, title: str, items: Iterable[tuple[str, Any, str]], note: st
 def charts(
     id: str, title: str, stage: str, specs: list[dict[str, Any]], rows: list[dict[str, Any]], note: str | None = None
 ) -> Section:
-    """Line charts over the steps of one stage; `rows` have `step` and any of the series' keys."""
+    """Line charts over the steps of one stage; `rows` have `step` and any of the series' keys. A spec has `title`,
+    `unit`, `series` (key, label), `size` (wide, half or third of the panel), `log` (a logarithmic axis), `mark` (key
+    and label of what is ringed where a row has it) and `format` (a unit of static/format.js, else plain numbers)."""
     return {
         "id": id,
         "kind": "charts",
@@ -91,6 +93,12 @@ def documents(id: str, title: str, items: list[dict[str, Any]], note: str | None
     """Texts to unfold: items of `label`, `meta`, `text` and `characters` (its full length); those of one `group` (a
     heading, and where given a `group_note`) unfold together."""
     return {"id": id, "kind": "documents", "title": title, "items": items, "note": note}
+
+
+def judgement(id: str, title: str, state: str, sentence: str, items: list[dict[str, Any]]) -> Section:
+    """Checks and what they come to: `state` is good, watch or bad; items have `label`, `state`, `value`, `unit`,
+    `words`."""
+    return {"id": id, "kind": "judgement", "title": title, "state": state, "sentence": sentence, "items": items}
 
 
 def lines(id: str, title: str, items: list[str]) -> Section:

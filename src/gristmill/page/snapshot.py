@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .files import Run, as_dict, as_number, total
+from .health import checks, verdict
+from .panel_training import metric_rows
 from .state import RunState, StageState
 
 
@@ -187,10 +189,16 @@ def _block(run: Run, block: Block, parts: dict[str, dict[str, Any]], state: RunS
     else:
         block_state = combined_state([part["state"] for part in own])
         figures = _live_figures(block, state, block_state) or _headlines(run, block, own)
-    return _block_dict(block, block_state, own, figures)
+    return _block_dict(block, block_state, own, figures, _warning(block, state, block_state))
 
 
-def _block_dict(block: Block, state: str, parts: list[dict[str, Any]], figures: list[dict[str, Any]]) -> dict[str, Any]:
+def _block_dict(
+    block: Block,
+    state: str,
+    parts: list[dict[str, Any]],
+    figures: list[dict[str, Any]],
+    warning: str | None = None,
+) -> dict[str, Any]:
     return {
         "key": block.key,
         "title": block.title,
@@ -198,6 +206,7 @@ def _block_dict(block: Block, state: str, parts: list[dict[str, Any]], figures: 
         "state": state,
         "parts": parts,
         "figures": figures,
+        "warning": warning,
     }
 
 
@@ -228,7 +237,7 @@ def _headlines(run: Run, block: Block, parts: list[dict[str, Any]]) -> list[dict
 
 
 def _live_figures(block: Block, state: RunState, block_state: str) -> list[dict[str, Any]]:
-    """The last losses of a stage that is training right now."""
+    """The last figures of a stage that is training right now."""
     if block_state != "running":
         return []
     latest: dict[str, float] = {}
@@ -237,8 +246,24 @@ def _live_figures(block: Block, state: RunState, block_state: str) -> list[dict[
         if stage.state == "running":
             for step in sorted(stage.metrics):
                 latest |= stage.metrics[step]
-    wanted = (("loss", "loss"), ("validation_bits_per_byte", "bits per byte"), ("margin_accuracy", "margin accuracy"))
-    return [{"label": label, "value": latest[key], "unit": "number"} for key, label in wanted if key in latest]
+    wanted = (
+        ("loss", "loss", "number"),
+        ("validation_bits_per_byte", "bits per byte", "number"),
+        ("margin_accuracy", "margin accuracy", "number"),
+        ("tokens_per_second", "tokens/s", "count"),
+    )
+    return [{"label": label, "value": latest[key], "unit": unit} for key, label, unit in wanted if key in latest]
+
+
+def _warning(block: Block, state: RunState, block_state: str) -> str | None:
+    """What is wrong with a stage that is training right now; None while nothing is."""
+    if block_state != "running":
+        return None
+    for name in block.stages:
+        if state.stage(name).state == "running":
+            worst, sentence = verdict(checks(metric_rows(state.stage(name), None)))
+            return sentence if worst == "bad" else None
+    return None
 
 
 def _shape_figures(run: Run) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 Label = Literal["computed", "measured", "cited"]
 
 _DECIMAL = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_TIMES = ((86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "s"))
 _BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -32,9 +33,16 @@ class Quantity:
         if self.unit.startswith("byte"):
             per = self.unit.removeprefix("byte")
             return f"{_scaled(self.value, 'B')}{per} = {_binary(self.value)}{per}"
-        if self.unit == "param":
+        if self.unit in ("param", "step"):
             return f"{self.value:,.0f}"
+        if self.unit == "s":
+            return _duration(self.value)
         return _scaled(self.value, self.unit)
+
+
+def in_bytes(value: float) -> str:
+    """Bytes as a person reads them, in powers of ten and of two."""
+    return f"{_scaled(value, 'B')} = {_binary(value)}"
 
 
 def _scaled(value: float, unit: str) -> str:
@@ -42,6 +50,13 @@ def _scaled(value: float, unit: str) -> str:
         if value >= size:
             return f"{value / size:,.4g} {prefix}{unit}"
     return f"{value:,.4g} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in _TIMES:
+        if seconds >= size:
+            return f"{seconds / size:,.4g} {unit}"
+    return f"{seconds * 1000:,.4g} ms"
 
 
 def _binary(value: float) -> str:

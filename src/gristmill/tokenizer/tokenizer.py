@@ -84,6 +84,7 @@ class Tokenizer:
         self.eos_id: int = ids["eos_token"]
         self.bos_id: int = ids.get("bos_token", self.eos_id)
         self.pad_id: int = ids.get("pad_token", self.eos_id)
+        self.mask_id = ids.get("mask_token")
         self.im_start_id = self._special_to_id.get(IM_START)
         self.im_end_id = self._special_to_id.get(IM_END)
         self.files = [directory / name for name in TOKENIZER_FILES if (directory / name).exists()]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,22 +13,63 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import GristmillError
-from ..tokenizer.packing import best_fit, cut_by_stream
+from ..tokenizer.packing import cut_by_stream
 from ..tokenizer.store import TokenStore
-from .config import Packing
+from .config import MixturePhase, Packing
+from .mixture import Mixture
+from .rows import I64, BestFitRows, PlainText, Row, Rows, StreamRows, Turn, TurnedText
 
-I64 = NDArray[np.int64]
+
+class Hide(Protocol):
+    """Masked language modelling (`fill_in_middle.mask_tokens`, all but the first and the last argument given)."""
+
+    def __call__(self, row: I64, *, rng: np.random.Generator) -> tuple[I64, NDArray[np.float32]]:
+        """Inputs `[n]` with some of the row's tokens hidden, and weights `[n]` of what is to be predicted."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which rows of every batch one of `count` processes makes and learns from: an equal, contiguous block."""
+
+    rank: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> range:
+        """The numbers of this process's rows in a batch of all processes; GristmillError where they do not divide."""
+        if batch_size % self.count:
+            above = self.count * (batch_size // self.count + 1)
+            raise GristmillError(
+                f"a batch of {batch_size} sequences cannot be shared equally by {self.count} processes: set batch_size "
+                f"to a multiple of {self.count} ({above}, say), or start a number of processes that divides it"
+            )
+        size = batch_size // self.count
+        return range(self.rank * size, (self.rank + 1) * size)
+
+
+WHOLE = Shard()
 
 
 @dataclass(frozen=True)
 class TokenBatch:
     """Inputs and what they should predict. `weights_BT` says how much each prediction counts, 0 for padding;
-    `segments_BT` numbers the document of each input token, or is None where attention need not be masked."""
+    `segments_BT` numbers the document of each input token, or is None where attention need not be masked. Batches are
+    made on the CPU and stay there: only a forward pass copies what it needs to the device."""
 
     inputs_BT: Tensor
     targets_BT: Tensor
     weights_BT: Tensor
     segments_BT: Tensor | None = None
+
+    @property
+    def weight(self) -> float:
+        """What the loss terms of the batch weigh together."""
+        return float(self.weights_BT.sum())
+
+    @property
+    def tokens(self) -> int:
+        """Input places, padding counted."""
+        return self.inputs_BT.numel()
 
     def split(self, size: int | None) -> list[TokenBatch]:
         """Micro-batches of at most `size` rows; None keeps the batch whole."""
@@ -41,127 +83,17 @@ class TokenBatch:
         return [TokenBatch(*(column[i] if column is not None else None for column in columns)) for i in range(count)]  # type: ignore[arg-type]
 
 
-class Rows(Protocol):
-    """The training sequences of one domain: `len(rows)` of them, row i a function of i."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row: int) -> Row: ...
-
-    def tokens(self, rows: I64) -> int:
-        """How many tokens of documents stand in those rows, padding not counted."""
-        ...
-
-    def cut_documents(self) -> int:
-        """How many documents stand in more than one row."""
-        ...
-
-    @property
-    def offsets(self) -> I64:
-        """int64 `[documents + 1]`: where each document starts in the domain's tokens, and where the last one ends."""
-        ...
-
-
-class Row(NamedTuple):
-    """One sequence, each array `[sequence_length]`, as in `TokenBatch`."""
-
-    inputs: I64
-    targets: I64
-    weights: NDArray[np.float32]
-    segments: I64
-
-
-class StreamRows:
-    """A domain's documents as one stream of tokens, cut every `length` predictions; the last few are left out."""
-
-    def __init__(self, store: TokenStore, domain: str, length: int, bos_id: int):
-        self._store, self._domain, self._length, self._bos_id = store, domain, length, bos_id
-        self._stream = _training_tokens(store, domain)
-        if len(self) < 1:
-            raise GristmillError(
-                f"domain {domain!r} has fewer than {length + 1} training tokens: collect more of it, give "
-                f"it weight 0 or set a smaller sequence_length"
-            )
-
-    def __len__(self) -> int:
-        return max(len(self._stream) - 1, 0) // self._length
-
-    def __getitem__(self, row: int) -> Row:
-        start = row * self._length
-        tokens = self._stream[start : start + self._length + 1].astype(np.int64)
-        inputs = tokens[:-1]
-        segments = (inputs == self._bos_id).cumsum()
-        return Row(inputs, tokens[1:], np.ones(self._length, np.float32), segments)
-
-    def tokens(self, rows: I64) -> int:
-        return len(rows) * self._length
-
-    def cut_documents(self) -> int:
-        return cut_by_stream(self.offsets, self._length)
-
-    @property
-    def offsets(self) -> I64:
-        return self._store.offsets("train", self._domain)
-
-
-class BestFitRows:
-    """A domain's documents packed into sequences of `length` tokens (`tokenizer/packing.py`).
-
-    Every token is an input of one row, and every token but a document's first the target of one. The last token of a
-    document and the padding predict nothing: their weight is 0. Documents in a row are numbered from 1; what pads it,
-    bos tokens, has the number 0.
-    """
-
-    def __init__(self, store: TokenStore, domain: str, length: int, bos_id: int):
-        self._stream, self._length, self._bos_id = _training_tokens(store, domain), length, bos_id
-        self.offsets = store.offsets("train", domain)
-        self.packed = best_fit(np.diff(self.offsets), length)
-        self._filled = self.packed.sequence_tokens()
-        if not len(self):
-            raise GristmillError(f"domain {domain!r} has no training tokens: collect more of it or give it weight 0")
-
-    def __len__(self) -> int:
-        return len(self.packed)
-
-    def __getitem__(self, row: int) -> Row:
-        inputs, targets = np.full((2, self._length), self._bos_id)
-        weights, segments = np.zeros(self._length, np.float32), np.zeros(self._length, np.int64)
-        place = 0
-        for number, piece in enumerate(self.packed.pieces(row), start=1):
-            first, behind = self.offsets[piece.document : piece.document + 2].tolist()
-            size = piece.end - piece.start
-            predicted = min(first + piece.end + 1, behind) - (first + piece.start + 1)
-            tokens = self._stream[first + piece.start : first + piece.start + 1 + predicted]
-            inputs[place : place + size] = tokens[:size]
-            targets[place : place + predicted] = tokens[1:]
-            weights[place : place + predicted] = 1
-            segments[place : place + size] = number
-            place += size
-        return Row(inputs, targets, weights, segments)
-
-    def tokens(self, rows: I64) -> int:
-        return int(self._filled[rows].sum())
-
-    def cut_documents(self) -> int:
-        return self.packed.cut_documents
-
-
-def _training_tokens(store: TokenStore, domain: str) -> NDArray[np.unsignedinteger[Any]]:
-    """The tokens of a domain's training documents. Rows of them are read in no order, and the system is told so: it
-    would else read far beyond each."""
-    tokens = store.tokens("train", domain)
-    if isinstance(tokens.base, mmap.mmap):
-        tokens.base.madvise(mmap.MADV_RANDOM)
-    return tokens
-
-
 class PretrainBatches:
     """Draws sequences from the domains of a token store by their weights.
 
     A domain's documents are laid out in rows of `sequence_length` tokens, by `packing`: "stream" (`StreamRows`) or
     "best_fit" (`BestFitRows`, whose documents never see each other, whatever `document_mask` is). Sample number i takes
-    its domain from the i-th number of one seeded stream and then the next row of that domain in an order shuffled anew
-    each epoch: no row is seen twice before all of its domain have been seen once.
+    its domain by the i-th number of one seeded stream (`Mixture`; `phases` change the store's weights at given steps)
+    and then the next row of that domain in an order shuffled anew each epoch: no row is seen twice before all of its
+    domain have been seen once. A batch is a function of the step, and a process makes its own rows only.
+
+    `turn` turns some of the documents to fill-in-the-middle (`TurnedText`). `hide` makes batches for
+    masked language modelling, whose targets are the tokens themselves; what is hidden is drawn anew for each sample.
     """
 
     def __init__(
@@ -173,88 +105,94 @@ class PretrainBatches:
         document_mask: bool,
         bos_id: int,
         packing: Packing = "stream",
+        *,
+        phases: Sequence[MixturePhase] = (),
+        turn: Turn | None = None,
+        hide: Hide | None = None,
     ):
         self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
         self._directory, self._vocab_size = store.directory, store.vocab_size
         self.masked = document_mask or packing == "best_fit"
-        self.domains = [name for name in store.domains if store.weights[name] > 0]
+        self._hide = hide
+        weights = {name: store.weights[name] for name in store.domains}
+        self._mixture = Mixture(weights, phases, batch_size, seed, str(store.directory))
         kind = BestFitRows if packing == "best_fit" else StreamRows
-        self.rows: dict[str, Rows] = {name: kind(store, name, sequence_length, bos_id) for name in self.domains}
-        weights = np.array([store.weights[name] for name in self.domains])
-        self.cumulative = np.cumsum(weights / weights.sum())
-        self.cumulative[-1] = 1.0
-        self._orders: dict[int, tuple[int, I64]] = {}
-        self._domain_of = np.empty(0, dtype=np.int64)
-        self._rank_of = np.empty(0, dtype=np.int64)
+        self.rows: dict[str, Rows] = {}
+        for name in self._mixture.drawn_domains:
+            text = PlainText(store, name) if turn is None else TurnedText(store, name, sequence_length, turn)
+            self.rows[name] = kind(text, name, sequence_length, bos_id)
+        self._orders: dict[str, tuple[int, I64]] = {}
 
-    def __call__(self, step: int) -> TokenBatch:
-        rows = [self._row(step * self.batch_size + i) for i in range(self.batch_size)]
-        inputs, targets, weights, segments = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-        highest = int(max(inputs.max(), targets.max()))
+    def __call__(self, step: int, shard: Shard = WHOLE) -> TokenBatch:
+        rows = shard.rows(self.batch_size)
+        first = step * self.batch_size
+        domains, ranks = self._mixture.drawn(first + rows.start, first + rows.stop)
+        columns = _empty(len(rows), self.sequence_length, self.masked)
+        for place, (domain, rank) in enumerate(zip(domains.tolist(), ranks.tolist(), strict=True)):
+            name = self._mixture.domains[domain]
+            of_domain = self.rows[name]
+            epoch, number = divmod(rank, len(of_domain))
+            row = Row(*(None if column is None else column[place] for column in columns))  # type: ignore[arg-type]
+            filled = of_domain.fill(int(self._order(name, epoch)[number]), epoch, row)
+            if self._hide is not None:
+                rng = np.random.default_rng([self.seed, 4, first + rows[place]])
+                row.targets[:], row.weights[:] = row.inputs, 0  # padding is neither hidden nor predicted
+                row.inputs[:filled], row.weights[:filled] = self._hide(row.targets[:filled], rng=rng)
+        highest = int(max(columns.inputs.max(), columns.targets.max()))
         if highest >= self._vocab_size:  # on a GPU an embedding without such a row ends the process
             raise GristmillError(
                 f"{self._directory} holds the token id {highest}, but knows {self._vocab_size} tokens only: its "
                 "files are damaged; run stage tokens again"
             )
-        return TokenBatch(inputs, targets, weights, segments if self.masked else None)
+        return TokenBatch(*(None if column is None else torch.from_numpy(column) for column in columns))  # type: ignore[arg-type]
 
     def epochs(self, steps: int) -> dict[str, float]:
         """How often each domain is gone through in the first `steps` steps."""
-        drawn = self._drawn(steps)
+        drawn = self._mixture.counts(steps * self.batch_size)
         return {name: drawn[name] / len(rows) for name, rows in self.rows.items()}
 
     def tokens(self, steps: int) -> int:
         """How many tokens of documents the first `steps` steps read, padding not counted."""
         total = 0
-        for domain, (name, drawn) in enumerate(self._drawn(steps).items()):
+        for name, drawn in self._mixture.counts(steps * self.batch_size).items():
             rows = self.rows[name]
             epochs, rest = divmod(drawn, len(rows))
             total += epochs * rows.tokens(np.arange(len(rows))) if epochs else 0
-            total += rows.tokens(self._order(domain, epochs)[:rest]) if rest else 0
+            total += rows.tokens(self._order(name, epochs)[:rest]) if rest else 0
         return total
 
     def cut_documents(self) -> dict[str, float]:
         """Shares of the documents that stand in more than one row: `cut_documents` as they are laid out here and
         `cut_documents_stream` as packing "stream" lays them out."""
-        documents = sum(len(rows.offsets) - 1 for rows in self.rows.values())
+        documents = sum(len(rows.text.documents) - 1 for rows in self.rows.values())
         here = sum(rows.cut_documents() for rows in self.rows.values())
-        stream = sum(cut_by_stream(rows.offsets, self.sequence_length) for rows in self.rows.values())
+        stream = sum(cut_by_stream(rows.text.documents, self.sequence_length) for rows in self.rows.values())
         return {"cut_documents": here / documents, "cut_documents_stream": stream / documents}
 
-    def _drawn(self, steps: int) -> dict[str, int]:
-        """How many rows of each domain the first `steps` steps read."""
-        samples = steps * self.batch_size
-        self._extend(samples)
-        drawn = np.bincount(self._domain_of[:samples], minlength=len(self.domains)).tolist()
-        return dict(zip(self.domains, drawn, strict=True))
-
-    def _row(self, sample: int) -> Row:
-        self._extend(sample + 1)
-        domain, rank = int(self._domain_of[sample]), int(self._rank_of[sample])
-        rows = self.rows[self.domains[domain]]
-        epoch, place = divmod(rank, len(rows))
-        return rows[int(self._order(domain, epoch)[place])]
-
-    def _extend(self, samples: int) -> None:
-        """Know the domain of each of the first `samples` samples, and how many of that domain came before it."""
-        if samples <= len(self._domain_of):
-            return
-        samples = max(samples, 2 * len(self._domain_of), 4096)
-        drawn = np.random.default_rng([self.seed, 0]).random(samples)
-        self._domain_of = np.searchsorted(self.cumulative, drawn, side="right").clip(max=len(self.domains) - 1)
-        self._rank_of = np.empty(samples, dtype=np.int64)
-        for domain in range(len(self.domains)):
-            mine = self._domain_of == domain
-            self._rank_of[mine] = np.arange(mine.sum())
-
-    def _order(self, domain: int, epoch: int) -> I64:
+    def _order(self, name: str, epoch: int) -> I64:
         """The rows of a domain as that epoch shuffles them; the last epoch's are kept."""
-        known, order = self._orders.get(domain, (-1, None))
+        known, order = self._orders.get(name, (-1, None))
         if order is None or known != epoch:
-            count = len(self.rows[self.domains[domain]])
-            order = np.random.default_rng([self.seed, 1, domain, epoch]).permutation(count)
-            self._orders[domain] = (epoch, order)
+            domain = self._mixture.domains.index(name)
+            order = np.random.default_rng([self.seed, 1, domain, epoch]).permutation(len(self.rows[name]))
+            self._orders[name] = (epoch, order)
         return order
+
+
+def check_vocabulary(vocab_size: int, store: TokenStore) -> None:
+    """GristmillError if a model of `vocab_size` tokens does not know all tokens of the store."""
+    if store.vocab_size > vocab_size:
+        raise GristmillError(
+            f"{store.directory} has tokens of a vocabulary of {store.vocab_size}, the model knows {vocab_size}: pack "
+            "the tokens with the model's tokenizer, or train a model with theirs"
+        )
+
+
+def _empty(rows: int, length: int, masked: bool) -> Row:
+    """Columns of a batch, each `[rows, length]`, to be filled."""
+    inputs, targets = np.empty((rows, length), np.int64), np.empty((rows, length), np.int64)
+    segments = np.empty((rows, length), np.int64) if masked else None
+    return Row(inputs, targets, np.empty((rows, length), np.float32), segments)
 
 
 class ConversationBatches:
@@ -269,19 +207,31 @@ class ConversationBatches:
         self.examples, self.batch_size, self.pad_id, self.seed = examples, batch_size, pad_id, seed
         self.batches_per_epoch = len(examples) // batch_size
 
-    def __call__(self, step: int) -> TokenBatch:
-        return pad_examples([self.examples[i] for i in self.indices(step)], self.pad_id)
+    def __call__(self, step: int, shard: Shard = WHOLE) -> TokenBatch:
+        return pad_examples([self.examples[i] for i in self.indices(step, shard)], self.pad_id)
 
-    def indices(self, step: int) -> list[int]:
-        """Which examples step `step` uses."""
-        return epoch_indices(len(self.examples), self.batch_size, step, self.seed)
+    def indices(self, step: int, shard: Shard = WHOLE) -> list[int]:
+        """Which examples step `step` uses, or those of one process."""
+        return epoch_indices(len(self.examples), self.batch_size, step, self.seed, shard)
+
+    def weight(self, step: int) -> float:
+        """What the loss terms of the whole step's batch weigh together, whoever makes its rows."""
+        return float(sum(sum(self.examples[i][1][1:]) for i in self.indices(step)))
 
 
-def epoch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """The `batch_size` indices below `count` that step `step` uses; a seeded permutation per epoch, rest dropped."""
+def epoch_indices(count: int, batch_size: int, step: int, seed: int, shard: Shard = WHOLE) -> list[int]:
+    """The indices below `count` that step `step` uses, `batch_size` of them or one process's share; a seeded
+    permutation per epoch, its rest dropped."""
     epoch, place = divmod(step, count // batch_size)
+    rows = shard.rows(batch_size)
+    return _epoch_order(count, epoch, seed)[place * batch_size :][rows.start : rows.stop].tolist()
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(count: int, epoch: int, seed: int) -> I64:
     order = np.random.default_rng([seed, 2, epoch]).permutation(count)
-    return order[place * batch_size : (place + 1) * batch_size].tolist()
+    order.setflags(write=False)
+    return order
 
 
 def check_lengths(examples: list[tuple[list[int], list[int]]], max_seq_len: int) -> None:

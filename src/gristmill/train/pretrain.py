@@ -1,26 +1,30 @@
-"""Stage `base`: causal language modelling from random weights."""
+"""Stage `base`: a model from random weights, by predicting the next token or hidden ones."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from functools import partial
-
-import numpy as np
-import torch
+from typing import Any
 
 from ..artifact import Figures, StageRun, write_json
 from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
-from ..model.experts import mark_padding
+from ..model.encoder import Encoder, EncoderConfig
 from ..model.init import mup_shape
 from ..tokenizer.store import TokenStore
 from ..tokenizer.tokenizer import Tokenizer, check_same
+from ..weights.encoders import bert_settings, save_encoder
 from ..weights.hf import save_model
 from .config import PretrainConfig
-from .data import PretrainBatches, TokenBatch
-from .loop import autocast, next_token_loss, resolve_device, resolve_precision, train
+from .data import Hide, PretrainBatches, check_vocabulary
+from .device import resolve_device
+from .fill_in_middle import FillInMiddle, GapTokens, mask_tokens
+from .loop import train
+from .objectives import masked_token_loss, next_token_loss
+from .parallel.processes import current_processes
+from .precision import resolve_precision
+from .samples import continuations
+from .validation import Validation
 
 
 def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
@@ -28,8 +32,9 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
     tokenizer = Tokenizer.load(run.inputs["tokenizer"])
     store = TokenStore.open(run.inputs["tokens"])
     check_same(tokenizer, store.tokenizer_hash, str(run.inputs["tokens"]))
+    check_vocabulary(tokenizer.vocab_size, store)
     model = new_model(config, tokenizer.vocab_size, run.seed)
-    training = config.training
+    training, hide = config.training, _hide(config, tokenizer)
     batches = PretrainBatches(
         store,
         training.batch_size,
@@ -38,33 +43,40 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
         config.document_mask,
         tokenizer.bos_id,
         config.packing,
+        phases=config.mixture,
+        turn=_turn(config, tokenizer, run.seed),
+        hide=hide,
     )
     device = resolve_device(training.device)
     precision = resolve_precision(training.precision, device)
-    validation = [_validation_batch(store, name, config, tokenizer.bos_id, batches.masked) for name in store.domains]
-    token_bytes = torch.from_numpy(tokenizer.token_bytes)
+    validation = Validation(config, store, tokenizer, batches.masked, hide, precision, device)
 
-    def validate(model: Decoder, step: int) -> dict[str, float]:
-        values = [_bits_per_byte(model, batch, token_bytes, precision, device) for batch in validation]
-        weights = [store.weights[name] for name in store.domains]
-        return {"validation_bits_per_byte": float(np.average(values, weights=weights))}
+    def write(model: Any) -> Any:
+        watch = training.watch
+        return continuations(model, tokenizer, watch.sample_prompts, watch.sample_tokens, precision, device)
 
+    loss = partial(next_token_loss if config.objective == "causal" else masked_token_loss, z_loss=training.z_loss)
     result = train(
         model,
         batches,
-        partial(TokenBatch.split, size=training.micro_batch_size),
-        next_token_loss,
+        loss,
         training,
         run,
-        evaluate=validate,
+        evaluate=lambda model, step: validation(model),
         evaluate_every=config.validate_every,
         mup_base_width=config.mup_base_width,
+        sequence_length=config.sequence_length,
+        write=write,
+        identity={"tokenizer": tokenizer.hash},
     )
-    save_model(model, run.out, run.inputs["tokenizer"])
+    if result.model is None:  # a process that held shards of it
+        return {}
+    last = result.history[-1]
+    save = save_encoder if isinstance(result.model, Encoder) else save_model
+    save(result.model, run.out, run.inputs["tokenizer"])
     write_json(run.out / "training.json", result.history)
     tokens = batches.tokens(training.steps)
     places = training.batch_size * config.sequence_length
-    per_second = result.steps_run * places / max(result.seconds, 1e-9)
     return {
         "parameters": model.config.num_parameters,
         "tokens": tokens,
@@ -72,48 +84,44 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
         "domain_epochs": {name: round(count, 3) for name, count in batches.epochs(training.steps).items()},
         "padding": round(1 - tokens / (training.steps * places), 6),
         **{name: round(share, 6) for name, share in batches.cut_documents().items()},
-        "train_loss": result.history[-1]["loss"],
-        "validation_bits_per_byte": result.history[-1]["validation_bits_per_byte"],
-        "tokens_per_second": round(per_second),
+        "train_loss": last["loss"],
+        **{name: last[name] for name in Validation.NAMES if name in last},
+        "tokens_per_second": round(result.steps_run * places / max(result.seconds, 1e-9)),
+        **result.figures,
         "precision": precision,
         "device": device.type,
+        "processes": current_processes().count,
     }
 
 
-def new_model(config: PretrainConfig, vocab_size: int, seed: int) -> Decoder:
-    """The recipe's model with random weights."""
-    shape = ModelConfig(vocab_size=vocab_size, **config.model.model_dump())
+def new_model(config: PretrainConfig, vocab_size: int, seed: int) -> Decoder | Encoder:
+    """The recipe's model with random weights: a decoder, or for masked tokens an encoder with BERT's head.
+    GristmillError where BERT, as which it will be saved, has no place for what the recipe asks for."""
+    fields = config.model.model_dump()
+    if config.objective == "masked":
+        shape = EncoderConfig(vocab_size=vocab_size, **fields, token_types=2, masked_lm=True)
+        bert_settings(shape)
+        if config.mup_base_width is not None:
+            shape = mup_shape(shape, config.mup_base_width)
+        return Encoder(shape).init_weights(seed, config.init)
+    decoder = ModelConfig(vocab_size=vocab_size, **fields)
     if config.mup_base_width is not None:
-        shape = mup_shape(shape, config.mup_base_width)
-    return Decoder(shape).init_weights(seed, config.init)
+        decoder = mup_shape(decoder, config.mup_base_width)
+    return Decoder(decoder).init_weights(seed, config.init)
 
 
-def _validation_batch(store: TokenStore, domain: str, config: PretrainConfig, bos_id: int, masked: bool) -> TokenBatch:
-    """The first validation tokens of a domain as rows that do not overlap; attention as in training."""
-    length = config.sequence_length
-    tokens = np.asarray(store.tokens("validation", domain)[: config.validation_tokens + 1]).astype(np.int64)
-    length = min(length, len(tokens) - 1)
-    if length < 1:
-        raise GristmillError(f"domain {domain!r} has no validation tokens: raise corpus.validation_fraction")
-    rows = (len(tokens) - 1) // length
-    inputs = torch.from_numpy(tokens[: rows * length].reshape(rows, length))
-    targets = torch.from_numpy(tokens[1 : rows * length + 1].reshape(rows, length))
-    segments = (inputs == bos_id).cumsum(dim=1) if masked else None
-    return TokenBatch(inputs, targets, torch.ones_like(targets, dtype=torch.float32), segments)
+def _turn(config: PretrainConfig, tokenizer: Tokenizer, seed: int) -> FillInMiddle | None:
+    if not config.fim_rate:
+        return None
+    return FillInMiddle(GapTokens.of(tokenizer), config.fim_rate, seed)
 
 
-@torch.no_grad()
-def _bits_per_byte(
-    model: Decoder, batch: TokenBatch, token_bytes: torch.Tensor, precision: str, device: torch.device
-) -> float:
-    """Bits per byte over one batch; tokens that stand for no bytes are not counted."""
-    sizes = token_bytes[batch.targets_BT]
-    weighted = replace(batch, weights_BT=(sizes > 0).float())
-    nats = torch.zeros((), dtype=torch.float64, device=device)
-    try:
-        for rows in weighted.split(8):
-            with autocast(precision, device):
-                nats += next_token_loss(model, rows).total
-    finally:
-        mark_padding(model, None)
-    return float(nats) / math.log(2) / float(sizes.sum())
+def _hide(config: PretrainConfig, tokenizer: Tokenizer) -> Hide | None:
+    if config.objective == "causal":
+        return None
+    if tokenizer.mask_id is None:
+        raise GristmillError(
+            f"objective: masked needs a mask token, which the tokenizer in {tokenizer.directory} lacks: set "
+            "tokenizer.special_tokens: ['<|mask|>']"
+        )
+    return partial(mask_tokens, mask_id=tokenizer.mask_id, vocab_size=tokenizer.vocab_size, rate=config.mask_rate)

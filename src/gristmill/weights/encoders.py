@@ -74,13 +74,20 @@ def save_encoder(
 ) -> None:
     """Write a BERT directory that transformers and sentence-transformers load: config, weights, how texts are pooled,
     and the tokenizer's files. GristmillError says what of the model BERT has no place for."""
-    said = {"pooling": model.config.pooling, "normalize": model.config.normalize}
-    settings = bert.write_bert(model.config)
-    path = Path(CONFIG)
-    fields = bert.read_bert(Settings(settings, path), lambda name: model.config.pooler) | said
-    _check_home(model.config, _validated(EncoderConfig, fields, bert.KEYS, path), "BERT")
+    settings = bert_settings(model.config)
     _write(model, bert.bert_layout(model.config), settings, directory, tokenizer_dir, dtype)
     write_pooling(directory, model.config)
+
+
+def bert_settings(config: EncoderConfig) -> dict[str, Any]:
+    """The keys of the `config.json` that `save_encoder` writes. GristmillError says what of the shape BERT has no place
+    for."""
+    said = {"pooling": config.pooling, "normalize": config.normalize}
+    settings = bert.write_bert(config)
+    path = Path(CONFIG)
+    fields = bert.read_bert(Settings(settings, path), lambda name: config.pooler) | said
+    _check_home(config, _validated(EncoderConfig, fields, bert.KEYS, path), "BERT")
+    return settings
 
 
 def load_encoder_decoder(

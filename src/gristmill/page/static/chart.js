@@ -3,19 +3,21 @@
 import { h, svg, throttle } from "./dom.js";
 import { compact, format, number } from "./format.js";
 
-const HEIGHT = 200;
+const HEIGHTS = { wide: 220, half: 200, third: 140 };
 const MARGIN = { left: 56, right: 22, top: 10, bottom: 30 };
 const REDRAW_MS = 250;
 const DOTS_BELOW = 40;
 const TABLE_ROWS = 200;
+const RINGS = 20;
 
 /**
- * `spec`: { title, unit, x, series: [{ key, label }] }. `rows` are objects with `step` and a value for each key,
- * in the order of the steps; a row may lack a key.
+ * `spec`: { title, unit, x, series: [{ key, label }], size, log, mark: { key, label }, format } as page/sections.py says.
+ * `rows` are objects with `step` and a value for each key, in the order of the steps; a row may lack a key.
  */
 export class Chart {
   constructor(spec) {
     this.spec = spec;
+    this.height = HEIGHTS[spec.size] ?? HEIGHTS.half;
     this.rows = [];
     this.cursor = null;
     this.readout = h("p", { class: "readout" });
@@ -36,9 +38,11 @@ export class Chart {
         ),
       ),
     );
-    const legend = h("p", { class: "legend" }, spec.series.map((s, i) => h("span", { class: `key series-${i}` }, s.label)));
+    this.marked = spec.mark ? h("span", { class: "key ring", hidden: true }, spec.mark.label) : null;
+    const keys = spec.series.length > 1 ? spec.series.map((s, i) => h("span", { class: `key series-${i}` }, s.label)) : [];
+    const legend = h("p", { class: "legend" }, keys, this.marked);
     const unit = spec.unit ? h("span", { class: "unit" }, spec.unit) : null;
-    this.node = h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, spec.title), " ", unit), spec.series.length > 1 ? legend : null, this.plot, this.readout, this.details);
+    this.node = h("figure", { class: `chart ${spec.size ?? "half"}` }, h("figcaption", {}, h("b", {}, spec.title), " ", unit), legend, this.plot, this.readout, this.details);
     this.redraw = throttle(() => this.#draw(), REDRAW_MS);
     new ResizeObserver(() => this.redraw()).observe(this.plot);
   }
@@ -57,7 +61,8 @@ export class Chart {
   }
 
   #points(key) {
-    return this.rows.filter((row) => Number.isFinite(row[key])).map((row) => [row.step, row[key]]);
+    const drawn = (value) => Number.isFinite(value) && (!this.spec.log || value > 0);
+    return this.rows.filter((row) => drawn(row[key])).map((row) => [row.step, row[key]]);
   }
 
   #draw() {
@@ -69,12 +74,13 @@ export class Chart {
       return;
     }
     const xs = extent(all.map((p) => p[0]));
-    const ticks = niceTicks(...extent(all.map((p) => p[1])), 4);
-    const ys = [ticks[0], ticks.at(-1)];
+    const values = extent(all.map((p) => p[1]));
+    const ticks = this.spec.log ? logTicks(...values) : niceTicks(...values, this.height < 180 ? 3 : 4);
+    const bottom = this.height - MARGIN.bottom;
     this.x = scale(xs, [MARGIN.left, width - MARGIN.right]);
-    const y = scale(ys, [HEIGHT - MARGIN.bottom, MARGIN.top]);
+    const y = (this.spec.log ? logScale : scale)([ticks[0], ticks.at(-1)], [bottom, MARGIN.top]);
     const picture = svg("svg", {
-      viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", tabindex: "0", "aria-label": this.#summary(lines),
+      viewBox: `0 0 ${width} ${this.height}`, role: "img", tabindex: "0", "aria-label": this.#summary(lines),
       on: {
         pointermove: (event) => this.#point(event.clientX - this.plot.getBoundingClientRect().left),
         pointerleave: () => this.#show(null),
@@ -85,14 +91,15 @@ export class Chart {
     for (const tick of ticks) {
       picture.append(
         svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick), class: "grid" }),
-        svg("text", { x: MARGIN.left - 8, y: y(tick) + 4, class: "tick end" }, compact(tick)),
+        svg("text", { x: MARGIN.left - 8, y: y(tick) + 4, class: "tick end" }, this.#short(tick)),
       );
     }
     for (const tick of niceTicks(...xs, Math.min(6, Math.floor(width / 90))).filter((t) => t >= xs[0] && t <= xs[1])) {
-      picture.append(svg("text", { x: this.x(tick), y: HEIGHT - 10, class: "tick middle" }, compact(tick)));
+      picture.append(svg("text", { x: this.x(tick), y: this.height - 10, class: "tick middle" }, compact(tick)));
     }
     lines.forEach((points, i) => picture.append(...drawLine(points, i, this.x, y)));
-    this.rule = svg("line", { y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom, class: "cursor", visibility: "hidden" });
+    picture.append(...this.#marks(lines, y));
+    this.rule = svg("line", { y1: MARGIN.top, y2: bottom, class: "cursor", visibility: "hidden" });
     picture.append(this.rule);
     const focused = this.plot.contains(document.activeElement);
     this.plot.replaceChildren(picture);
@@ -101,11 +108,37 @@ export class Chart {
     if (this.details.open) this.#fillTable();
   }
 
+  /** Rings around what stands out, strokes along the axis where rings would hide the line, and the word for them in the
+   * legend once there is one. */
+  #marks(lines, y) {
+    const { mark } = this.spec;
+    if (!mark) return [];
+    const steps = new Set(this.rows.filter((row) => row[mark.key] > 0).map((row) => row.step));
+    const rings = lines[0].filter(([step]) => steps.has(step));
+    this.marked.hidden = !rings.length;
+    this.marked.textContent = `${mark.label} (${rings.length})`;
+    if (rings.length > RINGS) {
+      const foot = this.height - MARGIN.bottom;
+      return rings.map(([step]) => svg("line", { x1: this.x(step), x2: this.x(step), y1: foot - 8, y2: foot, class: "mark-ring" }));
+    }
+    return rings.map(([step, value]) => svg("circle", { cx: this.x(step), cy: y(value), r: 5, class: "mark-ring" }));
+  }
+
+  #say(value) {
+    return this.spec.format ? format(value, this.spec.format) : number(value);
+  }
+
+  /** For the axis, where room is short. */
+  #short(value) {
+    if (this.spec.format === "percent") return `${number(100 * value)} %`;
+    return this.spec.format ? this.#say(value) : compact(value);
+  }
+
   #summary(lines) {
     const parts = this.spec.series.map((s, i) => {
       const points = lines[i];
       if (!points.length) return `${s.label}: none yet`;
-      return `${s.label}: ${number(points[0][1])} at ${this.spec.x} ${points[0][0]}, ${number(points.at(-1)[1])} at ${this.spec.x} ${points.at(-1)[0]}`;
+      return `${s.label}: ${this.#say(points[0][1])} at ${this.spec.x} ${points[0][0]}, ${this.#say(points.at(-1)[1])} at ${this.spec.x} ${points.at(-1)[0]}`;
     });
     return `${this.spec.title}. ${parts.join("; ")}.`;
   }
@@ -138,7 +171,7 @@ export class Chart {
       this.rule.setAttribute("x2", this.x(row.step));
     }
     const last = row ?? this.#latest();
-    const values = this.spec.series.filter((s) => Number.isFinite(last[s.key])).map((s) => `${s.label} ${number(last[s.key])}`);
+    const values = this.spec.series.filter((s) => Number.isFinite(last[s.key])).map((s) => `${s.label} ${this.#say(last[s.key])}`);
     this.readout.textContent = `${this.spec.x} ${format(last.step, "count")}: ${values.join(", ")}`;
   }
 
@@ -153,7 +186,7 @@ export class Chart {
     const rows = this.rows.filter((row) => this.spec.series.some((s) => Number.isFinite(row[s.key])));
     const every = Math.ceil(rows.length / TABLE_ROWS);
     const shown = rows.filter((_, i) => i % every === 0 || i === rows.length - 1);
-    const cells = (row) => this.spec.series.map((s) => h("td", { class: "num" }, Number.isFinite(row[s.key]) ? number(row[s.key]) : ""));
+    const cells = (row) => this.spec.series.map((s) => h("td", { class: "num" }, Number.isFinite(row[s.key]) ? this.#say(row[s.key]) : ""));
     this.table.replaceChildren(...shown.map((row) => h("tr", {}, h("th", { scope: "row", class: "num" }, String(row.step)), cells(row))));
   }
 }
@@ -174,6 +207,27 @@ function extent(values) {
 function scale([low, high], [from, to]) {
   const span = high - low || 1;
   return (value) => from + ((value - low) / span) * (to - from);
+}
+
+function logScale([low, high], to) {
+  const linear = scale([Math.log10(low), Math.log10(high)], to);
+  return (value) => linear(Math.log10(value));
+}
+
+/** Round numbers (1, 2 or 5 times a power of ten) that enclose low and high, both above 0; powers alone where those
+ * would be many. */
+function logTicks(low, high) {
+  const [first, last] = [Math.floor(Math.log10(low)), Math.floor(Math.log10(high)) + 1];
+  const round = (value) => Number(value.toPrecision(3));
+  const all = [];
+  for (let power = first; power <= last; power += 1) all.push(...[1, 2, 5].map((m) => round(m * 10 ** power)));
+  const from = all.findLastIndex((tick) => tick <= low);
+  const ticks = all.slice(from, all.findIndex((tick, i) => tick >= high && i > from) + 1);
+  if (ticks.length <= 6) return ticks;
+  const step = Math.ceil((last - first) / 5);
+  const powers = [];
+  for (let power = first; power < last + step; power += step) powers.push(round(10 ** power));
+  return powers;
 }
 
 /** About `count` round numbers that enclose low and high: steps of 1, 2 or 5 times a power of ten. */

@@ -116,8 +116,8 @@ class Row {
       this.left.textContent = progressText(progress);
     }
     const failed = block.parts.find((part) => part.error);
-    this.problem.hidden = !failed;
-    this.problem.textContent = failed ? `${failed.name}: ${failed.error}` : "";
+    this.problem.hidden = !failed && !block.warning;
+    this.problem.textContent = failed ? `${failed.name}: ${failed.error}` : block.warning ?? "";
     this.tick(Date.now() / 1000);
   }
 

@@ -6,16 +6,17 @@ import { chatSection } from "./chat.js";
 import { h, svg } from "./dom.js";
 import { format, formatRange } from "./format.js";
 import { histograms } from "./histogram.js";
+import { judgement } from "./judgement.js";
 import { playSection } from "./play.js";
 
 const BUILDERS = {
-  figures, table, intervals, documents, histograms, pairs, charts, image, empty, lines,
+  figures, table, intervals, documents, histograms, judgement, pairs, charts, image, empty, lines,
   play: playSection,
   chat: chatSection,
 };
 
 // These take the panel's whole width; the others stand side by side where there is room.
-const WIDE = new Set(["documents", "histograms", "pairs", "charts", "image", "lines", "play", "chat"]);
+const WIDE = new Set(["documents", "histograms", "judgement", "pairs", "charts", "image", "lines", "play", "chat"]);
 
 const TALL_ROWS = 16; // a longer table scrolls in a frame of its own
 

@@ -1,0 +1,1 @@
+"""Triton kernels, each beside the plain torch that says what it computes. They know tensors only."""

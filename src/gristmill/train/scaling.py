@@ -1,0 +1,221 @@
+"""A ladder of small models for a scaling law: shapes of one proportion, each trained on several numbers of tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifact import Manifest, build, hash_json, read_manifest, verify, write_json
+from ..errors import GristmillError
+from ..events import StageLog
+from ..model.config import ModelConfig
+from ..plan.parameters import matrix_params, total_params
+from ..plan.scaling import PUBLISHED, Law, Point, chinchilla_multiple, fit, interval, resampled
+from ..tokenizer.tokenizer import Tokenizer
+from .config import PretrainConfig, RecipeModel
+from .pretrain import pretrain
+
+RESAMPLES = 100
+CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A model to be trained: its recipe, its sizes, the tokens it will see."""
+
+    name: str
+    config: PretrainConfig
+    params: int  # that are multiplied
+    total_params: int
+    tokens: int
+
+    @property
+    def flops(self) -> float:
+        return 6.0 * self.params * self.tokens
+
+
+def ladder(base: PretrainConfig, vocab_size: int, heads: Sequence[int], ratios: Sequence[float]) -> list[Rung]:
+    """Models with these numbers of heads, each trained on `ratio` tokens per parameter that is multiplied.
+
+    All else of the shape grows with the heads: widths in proportion, layers too, to the nearest whole number. Learning
+    rates follow by muP from the recipe's shape, so that one tuned there serves all. GristmillError for a number of
+    heads that no shape has.
+    """
+    rungs = []
+    for number in heads:
+        model = scaled(base.model, number)
+        shape = ModelConfig(vocab_size=vocab_size, **model.model_dump())
+        params = matrix_params(shape)
+        for ratio in ratios:
+            batch = base.training.batch_size * base.sequence_length
+            steps = max(round(ratio * params / batch), 1)
+            training = base.training.model_copy(
+                update={
+                    "steps": steps,
+                    "warmup_steps": min(base.training.warmup_steps, steps // 5),
+                    "tail_steps": min(base.training.tail_steps, steps // 5),
+                }
+            )
+            config = base.model_copy(
+                update={
+                    "model": model,
+                    "training": training,
+                    "init": "mup",
+                    "mup_base_width": base.mup_base_width or base.model.hidden_size,
+                    "validate_every": steps,
+                    "mixture": (),
+                }
+            )
+            rungs.append(Rung(f"h{number}-r{ratio:g}", config, params, total_params(shape), steps * batch))
+    return rungs
+
+
+def scaled(model: RecipeModel, heads: int) -> RecipeModel:
+    """The shape with `heads` heads of the same width and everything else in proportion."""
+    if heads < 1:
+        raise GristmillError(f"heads must be 1 or more, not {heads}")
+    if model.hidden_size % model.num_heads or model.experts is not None or model.latent is not None:
+        raise GristmillError(
+            "a ladder is built from plain shapes whose hidden_size is a multiple of num_heads, without experts and "
+            "latent attention"
+        )
+    ratio = heads / model.num_heads
+    group = model.num_heads // model.num_kv_heads
+    kv_heads = max(number for number in range(1, heads + 1) if heads % number == 0 and number <= max(heads // group, 1))
+    changes = {
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "hidden_size": model.hidden_size // model.num_heads * heads,
+        "intermediate_size": max(round(model.intermediate_size * ratio / 8) * 8, 8),
+        "num_layers": max(round(model.num_layers * ratio), 1),
+    }
+    return RecipeModel.model_validate(model.model_dump() | changes)
+
+
+def climb(
+    rungs: Sequence[Rung], inputs: Mapping[str, Path], directory: Path, seed: int, sources: str, log: StageLog
+) -> Iterator[tuple[Rung, Manifest]]:
+    """Train every rung, the cheapest first; finished ones are taken as they stand, a cut one goes on."""
+    for path in inputs.values():
+        verify(path)
+    for number, rung in enumerate(sorted(rungs, key=lambda rung: rung.flops)):
+        target = directory / rung.name
+        parents = {name: read_manifest(path).hash for name, path in inputs.items()}
+        identity = [rung.config.model_dump(mode="json"), parents, seed, sources]
+        log.note(
+            f"{rung.name} ({number + 1} of {len(rungs)}): {rung.total_params:,} parameters, {rung.tokens:,} tokens, "
+            f"{rung.flops:.3g} FLOP"
+        )
+        fingerprint = hash_json(identity)
+        if (target / "manifest.json").exists() and read_manifest(target).fingerprint == fingerprint:
+            yield rung, read_manifest(target)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield (
+            rung,
+            build(
+                target,
+                kind="model",
+                stage="base",
+                function=pretrain,
+                config=rung.config,
+                inputs=inputs,
+                seed=seed,
+                fingerprint=fingerprint,
+                log=log,
+            ),
+        )
+
+
+def scaling(
+    base: PretrainConfig,
+    inputs: Mapping[str, Path],
+    directory: Path,
+    *,
+    heads: Sequence[int],
+    ratios: Sequence[float],
+    budgets: Sequence[float] = (),
+    inference_tokens: float = 0.0,
+    seed: int = 1,
+    sources: str = "",
+    log: StageLog | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """Train the ladder, fit the law, and write `report.json` and `scaling.png` to `directory`; the report.
+
+    `budgets` are FLOPs of training to say the best sizes for; by default 10 and 100 times the dearest rung's.
+    GristmillError where a law cannot be fitted to so few models, before any is trained.
+    """
+    vocab_size = Tokenizer.load(inputs["tokenizer"]).vocab_size
+    rungs = ladder(base, vocab_size, heads, ratios)
+    fit([Point(rung.params, rung.tokens, 2 + 1 / rung.params + 1 / rung.tokens) for rung in rungs])  # enough of them?
+    found = []
+    for rung, manifest in climb(rungs, inputs, directory / "models", seed, sources, log or StageLog.silent()):
+        loss = manifest.figures["validation_bits_per_byte"]
+        say(f"{rung.name}: {loss:.4f} bits per byte")
+        found.append((rung, Point(rung.params, rung.tokens, loss), manifest))
+    points = [point for _, point, _ in found]
+    law = fit(points)
+    again = resampled(points, law, RESAMPLES, seed)
+    budgets = budgets or [factor * max(point.flops for point in points) for factor in (10, 100)]
+    report = {
+        "unit": "bits per byte of validation text",
+        "law": asdict(law),
+        "intervals": {key: interval([getattr(one, key) for one in again], CONFIDENCE) for key in asdict(law)},
+        "confidence": CONFIDENCE,
+        "worst_residual": max(abs(p.loss / law.loss(p.params, p.tokens) - 1) for p in points),
+        "models": [
+            {
+                "name": rung.name,
+                "total_params": rung.total_params,
+                "seconds": manifest.seconds,
+                **asdict(point),
+                "flops": point.flops,
+                "predicted": law.loss(point.params, point.tokens),
+            }
+            for rung, point, manifest in found
+        ],
+        "budgets": [_best(law, again, flops, inference_tokens) for flops in budgets],
+        "inference_tokens": inference_tokens,
+        "published": [
+            {"model": name, "params": n, "tokens": d, "chinchilla_multiple": chinchilla_multiple(n, d)}
+            for name, (n, d) in PUBLISHED.items()
+        ],
+    }
+    write_json(directory / "report.json", json.loads(json.dumps(report)))
+    return report
+
+
+def _best(law: Law, again: Sequence[Law], flops: float, inference_tokens: float) -> dict[str, Any]:
+    """The best sizes for a training budget and, for as good a model, those that are cheapest once it is used."""
+    if not (law.a and law.b):
+        raise GristmillError(
+            "by these models the loss does not fall with " + ("size" if not law.a else "tokens") + ": train a ladder "
+            "that reaches further"
+        )
+    params, tokens = law.optimal(flops)
+    loss = law.loss(params, tokens)
+    usable = [one for one in again if one.a and one.b]
+    best: dict[str, Any] = {
+        "flops": flops,
+        "params": params,
+        "tokens": tokens,
+        "tokens_per_param": tokens / params,
+        "loss": loss,
+        "params_interval": interval([one.optimal(flops)[0] for one in usable], CONFIDENCE),
+        "loss_interval": interval([one.loss(*one.optimal(flops)) for one in usable], CONFIDENCE),
+    }
+    if inference_tokens:
+        served, longer = law.cheapest(loss, inference_tokens)
+        best["with_inference"] = {
+            "params": served,
+            "tokens": longer,
+            "tokens_per_param": longer / served,
+            "chinchilla_multiple": chinchilla_multiple(served, longer),
+            "flops": served * (6 * longer + 2 * inference_tokens),
+            "flops_of_the_optimum": params * (6 * tokens + 2 * inference_tokens),
+        }
+    return best

@@ -1,0 +1,60 @@
+"""How much arithmetic a training step is, and what share of the hardware's peak that makes (MFU).
+
+The one convention, wherever gristmill says MFU: model FLOPs over the time that training took and over the peak of all
+devices that took part.
+- Model FLOPs are those of plan/flops.py: 6 for every parameter of a matrix that a token meets (the head counts, tied or
+  not; lookups, norms and biases do not), and attention's scores and weighted sums with the keys that a token may see,
+  which halves them in a causal layer (PaLM's appendix B counts them whole, so figures by it are higher). What
+  activation checkpointing computes again is not counted: it is no progress.
+- The peak is the datasheet's for dense products of 16 bits, for fp8 too: so its gain shows. fp32 stands beside tf32.
+- Time is the loop's: making and waiting for batches, communication and the optimizer are in it; evaluation, samples,
+  checkpoints and the first step, which compiles, are not.
+"""
+
+from __future__ import annotations
+
+from .. import hardware
+from ..model.config import ModelConfig
+from ..plan.flops import flops_per_token_training
+
+PEAK_OF_PRECISION = {"bf16": "bf16", "fp16": "fp16", "fp8": "bf16", "fp32": "tf32"}
+
+# How drivers name the accelerators of hardware.toml. A name must agree whole: an H100 NVL or a slice of a card has
+# another peak than the card.
+DRIVER_NAMES = {
+    "NVIDIA H100 80GB HBM3": "h100-sxm",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H200": "h200",
+    "NVIDIA A100-SXM4-80GB": "a100-80gb-sxm",
+    "NVIDIA A100-SXM4-40GB": "a100-40gb-sxm",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA L4": "l4",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "NVIDIA B200": "b200",
+    "AMD Instinct MI300X": "mi300x",
+}
+
+
+def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """FLOPs of forward and backward for each token of a sequence of this length."""
+    return flops_per_token_training(config, sequence_length)
+
+
+def flops_per_step(config: ModelConfig, sequence_length: int, batch_size: int) -> float:
+    """FLOPs of one optimizer step over `batch_size` sequences."""
+    return flops_per_token(config, sequence_length) * sequence_length * batch_size
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """FLOP/s of the device called so by its driver, at a precision of the loop (fp32, bf16, fp16, fp8) and by the
+    convention above; None where hardware.toml does not know the device, and so for every CPU."""
+    key = DRIVER_NAMES.get(device_name)
+    if key is None:
+        return None
+    peak: float | None = hardware.known_accelerators()[key]["peak_flops"].get(PEAK_OF_PRECISION[precision])
+    return peak
+
+
+def mfu(tokens_per_second: float, flops_per_token: float, peak: float, processes: int = 1) -> float:
+    """Model FLOPs utilization, 0 to 1: `tokens_per_second` of all processes, `peak` FLOP/s of the device of each."""
+    return tokens_per_second * flops_per_token / (peak * processes)

@@ -1,0 +1,194 @@
+"""The estimate against the bytes that tensors really take, and what is said when it does not fit."""
+
+import pytest
+import torch
+from live_bytes import saved_bytes, step_bytes
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gristmill.errors import GristmillError
+from gristmill.model import norms
+from gristmill.model.config import ModelConfig
+from gristmill.model.decoder import Decoder
+from gristmill.plan.activations import Arithmetic, kept_bytes
+from gristmill.plan.memory import TrainingRun, peak_memory
+from gristmill.train import memory
+from gristmill.train.config import TrainingConfig
+from gristmill.train.memory import PeakMeter, check_fits, compare, estimate_memory, say, smaller_settings
+
+SHAPE = {"vocab_size": 2048, "hidden_size": 192, "num_layers": 4, "num_heads": 6, "num_kv_heads": 2, "head_dim": 32,
+         "intermediate_size": 512, "max_seq_len": 256}  # fmt: skip
+GELU = {"gated": False, "activation": "gelu_tanh", "mlp_bias": True, "qkv_bias": True, "output_bias": True}
+VARIANTS = {
+    "swiglu-gqa": {},
+    "swiglu-mha": {"num_kv_heads": 6},
+    "gelu-layernorm": GELU | {"norm": "layernorm", "norm_bias": True, "num_kv_heads": 6},
+    "gpt2": GELU | {"norm": "layernorm", "norm_bias": True, "num_kv_heads": 6, "positions": "learned"},
+    "untied": {"tie_embeddings": False},
+    "qk-norm": {"qk_norm": "head"},
+    "relu2": {"gated": False, "activation": "relu2"},
+    "sandwich": {"norm_position": "sandwich"},
+    "parallel": {"parallel_block": "separate"},
+    "latent": {"num_kv_heads": 6, "latent": {"kv_rank": 64, "q_rank": 48, "nope_head_dim": 24, "rope_head_dim": 8,
+                                             "value_head_dim": 32}},
+    "experts": {"num_layers": 3, "experts": {"num_experts": 4, "top_k": 2, "intermediate_size": 256,
+                                             "shared_intermediate_size": 128, "dense_layers": (0,)}},
+}  # fmt: skip
+CASES = [
+    *((variant, "none", precision) for variant in VARIANTS for precision in ("fp32", "bf16")),
+    *((variant, mode, "bf16") for variant in ("swiglu-gqa", "gpt2", "experts") for mode in ("block", "selective")),
+    ("swiglu-gqa", "sqrt", "bf16"), ("untied", "sqrt", "fp32"), ("swiglu-gqa", "none", "fp16"),
+]  # fmt: skip
+
+
+def config_of(variant):
+    return ModelConfig.model_validate(SHAPE | VARIANTS[variant])
+
+
+@pytest.mark.parametrize(("variant", "mode", "precision"), CASES)
+def test_the_estimate_is_within_a_tenth_of_the_measured_peak(variant, mode, precision):
+    config = config_of(variant)
+    measured = step_bytes(config, 8, 128, mode, precision)
+    arithmetic = Arithmetic(precision, device="cpu", compiled=False)
+    run = TrainingRun(8, 128, checkpointing=mode)
+    # AdamW itself takes nothing more, so the peak is in forward or backward.
+    estimate = peak_memory(config, arithmetic, run)
+    assert estimate.moment != "step"
+    assert estimate.total == pytest.approx(measured, rel=0.1)
+
+
+def test_small_batches_accumulated_gradients_and_many_tokens():
+    config = config_of("swiglu-gqa")
+    arithmetic = Arithmetic("bf16", device="cpu", compiled=False)
+    for rows, columns, parts in ((1, 16, 1), (2, 64, 3), (64, 128, 2)):
+        measured = step_bytes(config, rows, columns, "none", "bf16", parts)
+        run = TrainingRun(rows, columns, accumulates=parts > 1)
+        assert peak_memory(config, arithmetic, run).total == pytest.approx(measured, rel=0.1), (rows, columns, parts)
+
+
+def flash(spec, q_BTHD, k_BTKD, v_BTKE):
+    """A GPU's kernel, without running it: it shares key heads and takes 16 bits under autocast."""
+    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q_BTHD.dtype
+    q, k, v = (x.transpose(1, 2).to(kind) for x in (q_BTHD, k_BTKD, v_BTKE))
+    out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, spec.causal, scale=spec.scale)[0]
+    return out.transpose(1, 2)
+
+
+class FusedRMSNorm(torch.autograd.Function):
+    """What a GPU's kernel keeps: its input and the inverse root of the mean square."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32), weight)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.empty_like(grad), torch.empty_like(ctx.saved_tensors[2])
+
+
+@pytest.fixture
+def gpu_norms(monkeypatch):
+    """Norms by one kernel, as a GPU has them."""
+    monkeypatch.setattr(norms.RMSNorm, "forward", lambda self, x: FusedRMSNorm.apply(x, self.weight.to(x.dtype)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "experts"])
+def test_what_a_gpu_keeps_as_written(gpu_norms, variant, precision):
+    """Bytes that one more block keeps, on tensors without numbers, so at the size of a real batch."""
+    found = []
+    for layers in (2, 3):
+        config = config_of(variant).model_copy(update={"num_layers": layers})
+        with FakeTensorMode():
+            ids = torch.zeros(32, 256, dtype=torch.long)
+            found.append(saved_bytes(Decoder(config), ids, precision, flash))
+    one = config.model_copy(update={"num_layers": 1})
+    arithmetic = Arithmetic(precision, device="cuda", compiled=False)
+    matrices = sum(p.numel() for p in Decoder(one).blocks.parameters() if p.dim() >= 2)
+    casts = matrices * (2 if precision == "bf16" else 0)
+    expected = kept_bytes(one, arithmetic, "none") * 32 * 256 + casts
+    assert expected == pytest.approx(found[1] - found[0], rel=0.03)
+
+
+def training(**changes):
+    fields = {"steps": 10, "batch_size": 64, "learning_rate": 1e-3, "device": "cpu"} | changes
+    return TrainingConfig.model_validate(fields)
+
+
+def test_settings_reach_the_estimate():
+    config = config_of("swiglu-gqa")
+
+    def total(processes=1, kind="cuda", **changes):
+        return estimate_memory(config, training(**changes), 128, processes, "bf16", kind).total
+
+    assert total(micro_batch_size=8) < total(micro_batch_size=16) < total()
+    assert total(memory={"activation_checkpointing": "block"}) < total()
+    assert total(memory={"offload": "cpu"}) < total()
+    assert total(processes=2, parallel={"data": "zero3"}) < total(processes=2) < total()
+    assert total(kind="cuda") < total(kind="cpu"), "a CPU does not compile by itself"
+
+
+def test_too_large_a_batch_is_refused_with_settings_that_fit(monkeypatch):
+    config = config_of("swiglu-gqa")
+    device = torch.device("cpu")
+    whole = estimate_memory(config, training(), 128, 1, "fp32", "cpu").total
+    monkeypatch.setattr(memory, "memory_of", lambda _: whole * 1.1)
+    assert check_fits(config, training(), 128, 1, "fp32", device).total == whole
+    monkeypatch.setattr(memory, "memory_of", lambda _: whole * 0.6)
+    with pytest.raises(GristmillError, match=r"^training needs about .* but cpu has .* fit with micro_batch_size: 32$"):
+        check_fits(config, training(), 128, 1, "fp32", device)
+    monkeypatch.setattr(memory, "memory_of", lambda _: 1000)
+    with pytest.raises(GristmillError, match="no setting makes it fit: take a smaller model"):
+        check_fits(config, training(), 128, 1, "fp32", device)
+
+
+def test_each_setting_is_the_first_that_fits(monkeypatch):
+    """Whatever the room, what is named fits, and what is cheaper does not."""
+    config, device = config_of("swiglu-gqa"), torch.device("cpu")
+    wanted = training(batch_size=8)
+    options = list(smaller_settings(wanted, 2))
+    totals = [estimate_memory(config, changed, 128, 2, "fp32", "cpu").total for _, changed in options]
+    for room in sorted(set(totals)):
+        monkeypatch.setattr(memory, "memory_of", lambda _, room=room: room / (1 - memory.RESERVE))
+        first = next(number for number, total in enumerate(totals) if total <= room)
+        with pytest.raises(GristmillError) as refused:
+            check_fits(config, wanted, 128, 2, "fp32", device)
+        assert str(refused.value).endswith("it would fit with " + " and ".join(options[first][0]))
+        if first > 20:
+            break
+
+
+def test_what_is_named_can_be_written_in_a_recipe():
+    for said, changed in smaller_settings(training(batch_size=4), 2):
+        written = {"memory": {}, "parallel": {}}
+        for change in said:
+            key, value = change.split(": ")
+            *outer, last = key.split(".")
+            (written[outer[0]] if outer else written)[last] = int(value) if value.isdigit() else value
+        assert training(batch_size=4, **written) == changed or "micro_batch_size" not in written
+
+
+def test_a_meter_sees_what_was_taken():
+    before = torch.ones(2**20)
+    meter = PeakMeter(torch.device("cpu"))
+    room = memory._highest_resident() - memory._resident()  # what this process has given back
+    block = torch.ones((room + 64 * 2**20) // 4)
+    assert meter.peak() >= 0.9 * block.nbytes
+    assert len(before) == 2**20
+
+
+def test_lines_and_figures():
+    estimate = estimate_memory(config_of("swiglu-gqa"), training(), 128, 1, "bf16", "cuda")
+    lines = []
+
+    class Log:
+        def note(self, message):
+            lines.append(message)
+
+    say(Log(), estimate)
+    (line,) = lines
+    assert line.startswith("expected memory: ")
+    assert "activations" in line
+    figures = compare(estimate, int(estimate.total / 2))
+    assert figures["memory_expected_over_peak"] == pytest.approx(2)
+    assert compare(estimate, 0).keys() == {"memory_expected_bytes", "memory_peak_bytes"}
