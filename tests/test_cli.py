@@ -13,8 +13,8 @@ from gristmill import cli
 from gristmill.cli import main
 
 VERBS = (
-    "run status verify page pretrain scaling sft dpo quantize evaluate inspect import export generate chat serve data tokenize "
-    "bench plan"
+    "run status verify page pretrain scaling sft dpo quantize evaluate inspect import export generate chat serve data "
+    "tokenize bench plan"
 ).split()
 TINY = """
 name: tiny
