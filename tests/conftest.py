@@ -1,5 +1,10 @@
-"""Shared by all tests: one thread a process, since `make test` runs two processes on two cores."""
+"""Shared by all tests: one thread a process, since `make test` runs two processes on two cores. Without a GPU
+kernels run in Triton's interpreter, which Triton must be told before anything imports it, as torch's compiler does."""
+
+import os
 
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from gristmill import pipeline
 from gristmill.artifact import build, read_manifest
+from gristmill.errors import GristmillError
 from gristmill.events import StageLog, read_events
 from gristmill.train.parallel import team as team_module
 from gristmill.train.parallel.launch import Launch
@@ -35,6 +36,7 @@ base:
   sequence_length: 8
   training: {steps: 30, batch_size: 4, learning_rate: 0.01, device: cpu}
 """
+SFT = "sft: {tasks: 8, training: {steps: 1, batch_size: 4, learning_rate: 0.1}, replay_sequences: 2}\n"
 
 
 class Nothing(BaseModel):
@@ -249,6 +251,33 @@ def test_another_process_speaks_where_the_main_one_does_not(monkeypatch):
     said = []
     other.fail("torn", said.append)
     assert said == ["process 1: torn"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("[gloo] Timed out waiting 3600000ms for recv operation to complete", "has not answered for 60 minutes"),
+        ("wait timeout after 3600000ms, keys: /default_pg/0//1//cpu//0/1", "has not answered for 60 minutes"),
+        ("[gloo] Connection closed by peer [127.0.0.1]:34490", "ended without a word"),
+    ],
+)
+def test_a_process_that_hangs_is_told_from_one_that_ended(monkeypatch, error, said):
+    monkeypatch.setattr(team_module, "start_processes", lambda device, store: None)
+    main, _ = pair(monkeypatch)
+    with pytest.raises(GristmillError, match=f"another of the 2 processes {said}"), main.training("cpu"):
+        raise RuntimeError(error)
+    with pytest.raises(RuntimeError, match="shapes differ"), main.training("cpu"):
+        raise RuntimeError("shapes differ")
+
+
+def test_what_processes_cannot_share_is_refused_before_any_stage_runs(tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pipeline, "dismiss_others", lambda: None)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE + SFT)
+    with pytest.raises(GristmillError, match=r"sft\.replay_sequences \(2\) is not a multiple of the 4 processes"):
+        pipeline.run(recipe, tmp_path / "run")
 
 
 def test_stages_that_train_are_marked():

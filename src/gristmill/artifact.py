@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,8 @@ KINDS = (
 
 Figures = dict[str, Any]
 Engine = Literal["local", "ray"]
+# (paths, limit, tokenizer, model's configuration) -> (model, step) -> figures by name
+Benchmarks = Callable[[Sequence[str], int, Any, Any], Callable[[Any, int], Figures]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class StageRun:
     Files left in `out` make up the artifact. `scratch` (inside `out`) survives a kill and is removed before the
     artifact is sealed: checkpoints live there. `inputs` maps each parent stage's name to its artifact's directory.
     `previous` is the artifact that will be replaced, which a stage may take finished work from. `workers` and `engine`
-    say how the work is done; they never change what comes out.
+    say how the work is done; they never change what comes out. `benchmarks` reads benchmarks for pre-training, which
+    stands below the room that knows them; the pipeline hands it in.
     """
 
     out: Path
@@ -82,6 +85,7 @@ class StageRun:
     previous: Path | None = None
     workers: int | None = None  # None: one per core
     engine: Engine = "local"
+    benchmarks: Benchmarks | None = None
 
 
 StageFunction = Callable[[Any, StageRun], Figures]

@@ -13,7 +13,7 @@ import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,8 @@ def run(
         for stage in plan:
             if stage.trains:
                 check_share(getattr(checked, stage.name).training.batch_size, f"{stage.name}.training.batch_size")
+            if stage.name == "sft" and checked.sft is not None:
+                check_share(checked.sft.replay_sequences, "sft.replay_sequences")
         with lock(directory):
             return _run_plan(checked, directory, plan, on_event, {"workers": workers, "engine": engine})
     finally:
@@ -174,7 +176,7 @@ def join() -> None:
         with own.training(config.training.device):
             join_build(
                 artifact_dir(directory, name),
-                function=_load(stage.function),
+                function=_function(stage),
                 config=config,
                 inputs=_inputs(stage, recipe, directory),
                 seed=recipe.seed,
@@ -323,8 +325,8 @@ def _run_stage(
     for name, path in inputs.items():
         if not path.exists():
             raise GristmillError(
-                f"stage {stage.name!r} needs the artifact {path}, which is not there: run stage {name!r} first, or the "
-                f"recipe without --from"
+                f"stage {stage.name!r} needs the artifact {path}, which is not there; `gristmill run {directory} "
+                f"--until {name}`, without --from, makes it"
             )
     expected = fingerprint(stage, recipe, directory)
     if target.exists():
@@ -344,7 +346,7 @@ def _run_stage(
             target,
             kind=stage.kind,
             stage=stage.name,
-            function=_shared(stage, directory) if stage.trains and launched() else _load(stage.function),
+            function=_shared(stage, directory) if stage.trains and launched() else _function(stage),
             config=getattr(recipe, stage.name),
             inputs=inputs,
             seed=recipe.seed,
@@ -368,7 +370,7 @@ def _shared(stage: Stage, directory: Path) -> StageFunction:
 
     own = team()
     assert own is not None
-    function = _load(stage.function)
+    function = _function(stage)
 
     def together(config: Any, run: StageRun) -> Figures:
         own.call(stage=stage.name, directory=str(directory.resolve()))
@@ -377,6 +379,15 @@ def _shared(stage: Stage, directory: Path) -> StageFunction:
         return figures
 
     return together
+
+
+def _function(stage: Stage) -> StageFunction:
+    """The stage's function; pre-training is handed the benchmarks, which stand a floor above it."""
+    function: StageFunction = _load(stage.function)
+    if stage.name != "base":
+        return function
+    in_loop = _load("evaluate.benchmarks.loop:benchmarks_in_loop")
+    return lambda config, run: function(config, replace(run, benchmarks=in_loop))
 
 
 def _inputs(stage: Stage, recipe: Recipe, directory: Path) -> dict[str, Path]:

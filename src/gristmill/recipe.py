@@ -86,13 +86,38 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def check_ahead(recipe: Recipe, planned: Collection[str]) -> None:
-    """What the tokenizer stage and fine-tuning would refuse once the corpus is made, if these stages are planned:
-    special tokens, the room for them and the chat template. It reads the template's file. GristmillError names the key.
+    """What later stages would refuse once the corpus is made, if they are planned: special tokens, the room for them
+    and the chat template; the benchmarks of pre-training. It reads the files of both. GristmillError names the key.
     """
     if recipe.tokenizer is not None and "tokenizer" in planned:
         from .tokenizer.special import specials_of
 
-        specials_of(recipe.tokenizer, tuned=not {"sft", "dpo"}.isdisjoint(planned))
+        specials = specials_of(recipe.tokenizer, tuned=not {"sft", "dpo"}.isdisjoint(planned))
+        if recipe.base is not None and "base" in planned:
+            _check_objective(recipe.base, specials.tokens, specials.mask)
+    readers = [name for name in ("sft", "dpo", "int8", "inspect", "evaluation") if name in planned]
+    if recipe.base is not None and recipe.base.objective == "masked" and "base" in planned and readers:
+        raise GristmillError(
+            f"base.objective: masked makes an encoder, which stage {readers[0]!r} cannot use: leave out stages behind "
+            "base, or give --until base"
+        )
+    if recipe.base is not None and recipe.base.benchmarks is not None and "base" in planned:
+        from .evaluate.benchmarks.loop import check_benchmarks
+
+        try:
+            check_benchmarks(recipe.base.benchmarks.paths)
+        except GristmillError as error:
+            raise GristmillError(f"base.benchmarks.paths: {error}") from None
+
+
+def _check_objective(base: PretrainConfig, special_tokens: Collection[str], mask: str | None) -> None:
+    """GristmillError where the tokenizer will lack what the objective of pre-training writes."""
+    from .tokenizer.special import FILL_IN_THE_MIDDLE
+
+    if base.objective == "masked" and mask is None:
+        raise GristmillError("base.objective: masked needs tokenizer.special_tokens: ['<|mask|>']")
+    if base.fim_rate and not set(FILL_IN_THE_MIDDLE) <= set(special_tokens):
+        raise GristmillError("base.fim_rate above 0 needs tokenizer.fill_in_the_middle: true")
 
 
 def dump_recipe(recipe: Recipe) -> str:

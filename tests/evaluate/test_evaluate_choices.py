@@ -113,6 +113,16 @@ def test_likelihoods_are_those_of_each_sequence_alone(variant: str, share: bool)
             assert (likelihood.greedy, likelihood.tokens) == (greedy, scored.continuation)
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_equal_choices_are_equally_likely_to_the_last_bit(share: bool) -> None:
+    """Else rounding, which differs by the place in a row, would decide which of them is taken."""
+    model = random_decoder()
+    for seed in range(8):
+        first, second, *_ = question(12, [5, 4, 3], seed)
+        (found,) = log_likelihoods(model, [[first, second, second, first, second]], share=share)
+        assert found == [found[0], found[1], found[1], found[0], found[1]]
+
+
 def test_the_common_beginning_is_read_once() -> None:
     (row,) = make_rows([question(9, [1, 4, 2])], share=True)
     assert (row.shared, row.length) == (9, 9 + 0 + 3 + 1)

@@ -18,7 +18,7 @@ from gristmill.evaluate.benchmarks.descriptions import find_benchmarks
 from gristmill.evaluate.benchmarks.harness import Settings, measure, prepare, report
 from gristmill.evaluate.benchmarks.items import read_items
 from gristmill.evaluate.benchmarks.known import KNOWN, describe
-from gristmill.evaluate.benchmarks.loop import evaluation_in_loop
+from gristmill.evaluate.benchmarks.loop import benchmarks_in_loop
 from gristmill.evaluate.benchmarks.prompts import examples_of, pairs
 from gristmill.evaluate.benchmarks.table import render
 from gristmill.tokenizer.tokenizer import Tokenizer
@@ -193,17 +193,33 @@ def test_a_tokenizer_of_another_model_is_refused(evals: Path, model: Any) -> Non
         prepare(benchmark, model[1], smaller)
 
 
+def test_an_answer_that_cannot_be_scored_is_told_with_its_benchmark(model: Any, tmp_path: Path) -> None:
+    (tmp_path / "long.jsonl").write_text(json.dumps({"context": "a", "continuation": "corn " * 300}) + "\n")
+    with open(tmp_path / "long.jsonl", "a") as file:
+        file.write(json.dumps({"context": "a", "continuation": "b"}) + "\n")
+    (benchmark,) = find_benchmarks([tmp_path / "long.jsonl"])
+    with pytest.raises(
+        GristmillError, match=r"^long: an answer of .* longer than the 128 that the model reads: ' corn"
+    ):
+        prepare(benchmark, model[1], model[0].config)
+
+
 def test_in_the_loop_every_evaluation_sees_the_same_items(evals: Path, model: Any) -> None:
     decoder, tokenizer = model
-    settings = Settings(limit=4)
-    evaluate = evaluation_in_loop(small_replies(evals), tokenizer, decoder.config, settings)
+    names = ("arc_easy", "arc_challenge", "winogrande", "lambada_openai")
+    evaluate = benchmarks_in_loop([evals / f"{name}.jsonl.gz" for name in names], 4, tokenizer, decoder.config)
     decoder.train()
     figures = evaluate(decoder, 10)
     assert decoder.training
-    assert set(figures) == {f"{name}{end}" for name in ROWS for end in ("", "_stderr")} | {"lambada_openai_perplexity"}
+    kinds = ("benchmark", "benchmark_stderr")
+    expected = {f"{kind}/{name}" for name in names for kind in kinds} | {"benchmark_perplexity/lambada_openai"}
+    assert set(figures) == expected
     assert evaluate(decoder, 20) == figures
     found, _ = measured(evals, model, limit=4)
-    assert {one.prepared.benchmark.name: one.quoted.value for one in found}.items() <= figures.items()
+    whole = {f"benchmark/{one.prepared.benchmark.name}": one.quoted.value for one in found}
+    assert {name: whole[f"benchmark/{name}"] for name in names} == {
+        name: figures[f"benchmark/{name}"] for name in names
+    }
     assert not any(parameter.grad is not None for parameter in decoder.parameters())
 
 
@@ -245,6 +261,7 @@ def test_the_command_line(
         (["MODEL", "--tasks", "nowhere.jsonl"], "there is no benchmark nowhere.jsonl"),
         (["nowhere", "--tasks", "EVALS"], "nowhere does not exist"),
         (["MODEL", "--tasks", "EVALS", "--fewshot", "9"], "num_fewshot (9) is more than the"),
+        (["MODEL", "--tasks", "EVALS", "--out", "/proc/none"], "--out /proc/none cannot be written"),
     ],
 )
 def test_mistakes_on_the_command_line(

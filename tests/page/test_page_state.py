@@ -71,6 +71,28 @@ def test_a_resumed_stage_keeps_its_curve_and_overwrites_what_it_computes_again()
     assert losses == {5: 5.0, 10: 4.5, 15: 3.0}
 
 
+def sample(time, step, text):
+    return (time, "base", "sample", {"prompt": "p", "text": text, "step": step})
+
+
+def test_what_lies_ahead_of_a_run_that_went_back_is_no_part_of_it():
+    """After a rollback, or a kill between two checkpoints: else its last entries would be those of the lost future."""
+    state = fold(
+        RUN, started(), metric(1, 5, loss=5.0), sample(2, 10, "old"), metric(2, 10, loss=4.0), sample(3, 20, "lost"),
+        metric(3, 20, loss=9.0), metric(4, 25, loss=9.5),
+        metric(5, 10, loss=4.1), sample(6, 15, "new"), metric(6, 15, loss=3.9),
+    )  # fmt: skip
+    stage = state.stage("base")
+    assert {step: values["loss"] for step, values in stage.metrics.items()} == {5: 5.0, 10: 4.1, 15: 3.9}
+    assert [found["text"] for found in stage.samples] == ["old", "new"]
+
+
+def test_a_sample_that_is_made_again_takes_the_old_ones_place():
+    state = fold(RUN, started(), sample(1, 10, "old"), metric(1, 10, loss=4.0), started(2, resumed=True),
+                 sample(3, 10, "new"), metric(3, 10, loss=4.0))  # fmt: skip
+    assert [found["text"] for found in state.stage("base").samples] == ["new"]
+
+
 def test_a_stage_begun_anew_forgets_its_curve():
     state = fold(
         RUN, started(), metric(1, 5, loss=5.0), (2.0, "base", "sample", {"prompt": "p", "text": "t"}), started(3.0)

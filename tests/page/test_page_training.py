@@ -79,6 +79,15 @@ def test_a_loss_that_is_no_number_is_trouble():
     del rows[-1]["loss"]  # JSON has no NaN: the log leaves the value out
     assert words(rows, "Loss") == "was not a number at step 2,000"
     assert states(rows)["Loss"] == "bad"
+    rows = calm()
+    rows[-1]["loss"] = None  # as training.json has it
+    assert states(rows)["Loss"] == "bad"
+
+
+def test_a_loss_that_was_no_number_once_is_not_held_against_a_run_for_ever():
+    rows = calm()
+    del rows[10]["loss"]  # the batch was skipped, and the run went on
+    assert states(rows)["Loss"] == "good"
 
 
 def test_validation_above_its_best_is_worth_a_look():
@@ -148,9 +157,27 @@ def test_validation_by_domain_is_one_chart_and_updates_are_drawn_as_ratios():
 
 def test_a_chart_has_no_more_lines_than_colours():
     keys = {"validation_bits_per_byte", *(f"validation_bits_per_byte/domain {i}" for i in range(20))}
-    (spec,) = chart_specs(keys, "nats")
-    assert len(spec["series"]) == MAX_LINES
-    assert spec["series"][0]["label"] == "all"
+    specs = chart_specs(keys, "nats")
+    assert [len(spec["series"]) for spec in specs] == [MAX_LINES, MAX_LINES, MAX_LINES, 21 - 3 * MAX_LINES]
+    assert [spec["title"] for spec in specs] == ["Validation", "Validation, 2", "Validation, 3", "Validation, 4"]
+    assert {series["key"] for spec in specs for series in spec["series"]} == keys
+    assert specs[0]["series"][0]["label"] == "all"
+
+
+def test_benchmarks_are_charts_of_their_own_without_their_errors():
+    keys = {"benchmark/arc_easy", "benchmark/words", "benchmark_stderr/words", "benchmark_perplexity/words"}
+    specs = {spec["title"]: spec for spec in chart_specs(keys, "nats")}
+    assert set(specs) == {"Benchmarks", "Benchmarks' perplexity"}
+    assert [series["label"] for series in specs["Benchmarks"]["series"]] == ["arc easy", "words"]
+    assert (specs["Benchmarks"]["format"], specs["Benchmarks' perplexity"]["log"]) == ("percent", True)
+
+
+def test_masked_models_have_a_validation_of_their_own():
+    (spec,) = chart_specs({"validation_loss/books", "validation_loss/web"}, "nats")
+    assert [series["label"] for series in spec["series"]] == ["books", "web"]
+    rows = [{"step": step, "validation_loss": loss} for step, loss in ((1, 5.0), (2, 4.0), (3, 4.5))]
+    assert states(rows) == {"Validation": "watch"}
+    assert words(rows, "Validation") == "nats; 4.000 at step 2"
 
 
 def test_large_charts_fill_whole_rows():

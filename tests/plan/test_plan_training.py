@@ -163,6 +163,7 @@ def test_parts_sum_and_the_highest_moment_is_the_total():
     ("run", "budget", "said"),
     [
         (TrainingRun(0, 2048), Budget(1e9, 2**22), "micro_batch_size must be at least 1, not 0"),
+        (TrainingRun(1, 2048), Budget(-5, 2**22), "tokens must be at least 1, not -5"),
         (TrainingRun(1, 2048), Budget(1e9, 2**22, utilization=1.5), "mfu must be above 0 and at most 1, not 1.5"),
         (TrainingRun(4, 2048, processes=2), Budget(1e9, 4096), "a step of 4,096 tokens is less than the 16,384"),
         (TrainingRun(1, 2048), Budget(1e9, 4096, "h1000"), "accelerator 'h1000' is not known; known are h100-sxm"),

@@ -167,3 +167,14 @@ def test_on_a_gpu_the_loss_and_its_gradients_are_the_processors(dtype, chunk, mo
     tolerance = 2e-3 if dtype == torch.float32 else 2e-2
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+
+
+def test_a_second_derivative_is_refused_and_a_second_pass_is_not():
+    hidden, head = torch.randn(5, 8, requires_grad=True), torch.randn(7, 8, requires_grad=True)
+    loss = weighted_cross_entropy(hidden, head, torch.arange(5), torch.ones(5))
+    first, again = (torch.autograd.grad(3 * loss, (hidden, head), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, again))
+    factor = torch.ones((), requires_grad=True)
+    (gradient,) = torch.autograd.grad(factor * loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()

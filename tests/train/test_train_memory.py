@@ -146,7 +146,7 @@ def test_each_setting_is_the_first_that_fits(monkeypatch):
     """Whatever the room, what is named fits, and what is cheaper does not."""
     config, device = config_of("swiglu-gqa"), torch.device("cpu")
     wanted = training(batch_size=8)
-    options = list(smaller_settings(wanted, 2))
+    options = list(smaller_settings(wanted, 2, "cpu"))
     totals = [estimate_memory(config, changed, 128, 2, "fp32", "cpu").total for _, changed in options]
     for room in sorted(set(totals)):
         monkeypatch.setattr(memory, "memory_of", lambda _, room=room: room / (1 - memory.RESERVE))
@@ -156,6 +156,28 @@ def test_each_setting_is_the_first_that_fits(monkeypatch):
         assert str(refused.value).endswith("it would fit with " + " and ".join(options[first][0]))
         if first > 20:
             break
+
+
+def test_on_a_cpu_only_files_are_another_place_for_state():
+    config = config_of("swiglu-gqa")
+
+    def state(kind, offload):
+        return estimate_memory(config, training(memory={"offload": offload}), 16, 1, "fp32", kind).optimizer
+
+    assert state("cpu", "cpu") == state("cpu", "none") > state("cpu", "disk") == state("cuda", "cpu") == 0
+    said = {line for lines, _ in smaller_settings(training(), 1, "cpu") for line in lines}
+    assert "memory.offload: disk" in said
+    assert "memory.offload: cpu" not in said
+
+
+def test_a_containers_limit_is_the_memory_there_is(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "CONTAINER_LIMITS", (str(limit), str(tmp_path / "absent")))
+    whole = memory.memory_of(torch.device("cpu"))
+    limit.write_text("max\n")
+    assert memory.memory_of(torch.device("cpu")) == whole
+    limit.write_text("1048576\n")
+    assert memory.memory_of(torch.device("cpu")) == 2**20
 
 
 def test_what_is_named_can_be_written_in_a_recipe():

@@ -193,3 +193,16 @@ def test_parameters_without_gradients_stay_as_they_are(name):
     optimizer.step()
     still = [key for key, value in weights_of(model).items() if torch.equal(value, before[key])]
     assert still == ["embedding.weight"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_reaches_weights_of_16_bits(name):
+    """A decay of 0.002 a step is less than half a bfloat16's last place: rounded by itself it would do nothing."""
+    sizes = []
+    for decay in (0.0, 0.2):
+        model = tiny().to(torch.bfloat16)
+        muon = {"learning_rate": 0.01, "weight_decay": decay}
+        optimizer = optimizer_of(model, name, weight_decay=decay, learning_rate=0.01, muon=muon)
+        take_steps(model, optimizer, 8)
+        sizes.append(model.embedding.weight.float().norm() + model.blocks[0].feed_forward.gate_up.weight.float().norm())
+    assert sizes[1] < 0.998 * sizes[0]

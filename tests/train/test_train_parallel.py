@@ -77,7 +77,7 @@ def test_a_gathered_model_is_plain_and_whole(two, one, shape, kind):
     assert main["weights"] == pytest.approx(one[shape]["weights"], rel=1e-4)
     assert main["bias"] == one[shape]["bias"], "all processes count the load of all"
     assert main["logits"] == pytest.approx(one[shape]["logits"], rel=1e-5)
-    assert (other["weights"] is None) == (kind in ("zero2", "zero3")), "only the main process gathers"
+    assert other["weights"] is None, "one process writes it, or a disk would have to hold as many as there are"
 
 
 def test_the_bias_of_experts_moved(one):

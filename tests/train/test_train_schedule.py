@@ -46,8 +46,12 @@ def test_the_tail_is_flat_at_the_lowest_rate(schedule):
     tailed = rates(schedule=schedule, tail_steps=6)
     assert tailed[14:] == pytest.approx([0.1] * 6)
     assert tailed[13] > 0.101
-    assert rates(schedule=schedule, tail_steps=1) == rates(schedule=schedule)
+    assert rates(schedule=schedule, tail_steps=1) == pytest.approx(rates(schedule=schedule))
 
 
 def test_a_run_of_one_step_learns_at_the_peak():
     assert rates(steps=1) == rates(steps=1, schedule="wsd") == [0.5]
+
+
+def test_a_tail_right_behind_the_warm_up_is_all_at_the_lowest_rate():
+    assert rates(schedule="wsd", warmup_steps=14, tail_steps=6)[13:] == pytest.approx([0.5] + [0.1] * 6)

@@ -238,7 +238,7 @@ class Root(nn.Module):
 def test_what_is_not_finite_is_named() -> None:
     net = Net()
     x = torch.ones(2, 3)
-    assert name_not_finite(lambda: net(x).sum(), net).startswith("no tensor")
+    assert name_not_finite(lambda: net(x).sum(), net) is None
     assert name_not_finite(lambda: net(x).sum().log() * INF * 0, net).startswith("the loss")
     assert name_not_finite(lambda: net(x * 2e38).sum(), net) == "the output of first"
     assert name_not_finite(lambda: net(-x).sum(), net) == "the output of root"

@@ -167,6 +167,16 @@ def test_a_compiler_sees_one_program_whatever_the_documents(flash_calls):
     assert [documents for documents, _, _ in flash_calls] == [[0, 5, 8, 12, 16], [0, 16], [0, 1, 16]]
 
 
+def test_on_a_processor_a_compiler_sees_one_program_whatever_the_documents():
+    counter = torch._dynamo.testing.CompileCounter()
+    program = torch.compile(lambda attend, *a: attend(SPEC, *a), backend=counter, fullgraph=True)
+    for shift in range(3):
+        segments, tensors = SEGMENTS.roll(11 * shift, 1), inputs(SPEC)
+        expected = DocumentAttention(document_numbers(segments))(SPEC, *tensors)
+        torch.testing.assert_close(program(document_attention(segments, CPU), *tensors), expected)
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "learned sinks"])
 def test_flex_attentions_masks_and_scores_are_the_masked_form(variant):
     from torch.nn.attention.flex_attention import flex_attention

@@ -12,11 +12,12 @@ from gristmill.artifact import StageRun
 from gristmill.events import StageLog
 from gristmill.model.config import Experts, ModelConfig
 from gristmill.model.decoder import Decoder
+from gristmill.model.encoder import Encoder, EncoderConfig
 from gristmill.model.experts import experts_of
 from gristmill.train.config import StabilityConfig, TrainingConfig
 from gristmill.train.data import TokenBatch
 from gristmill.train.loop import train
-from gristmill.train.objectives import next_token_loss
+from gristmill.train.objectives import masked_token_loss, next_token_loss
 from gristmill.train.optimizers import build_optimizer
 from gristmill.train.parallel.data_parallel import parallelize
 from gristmill.train.parallel.processes import alone
@@ -64,12 +65,15 @@ def tools(model, loss, precision) -> StepTools:
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("stage", ["next token", "dpo"])
+@pytest.mark.parametrize("stage", ["next token", "masked", "dpo"])
 def test_a_step_waits_for_nothing(stage, padded, packed, positions, precision, monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # it does not know of meta
-    model = Decoder(ModelConfig(**SHAPE, positions=positions)).to("meta").train()
+    model: Decoder | Encoder = Decoder(ModelConfig(**SHAPE, positions=positions)).to("meta").train()
     batch, loss = batch_of(padded, packed), next_token_loss
     parts = batch.split(2)
+    if stage == "masked":
+        encoder = Encoder(EncoderConfig(**SHAPE, positions=positions, masked_lm=True))
+        model, loss = encoder.to("meta").train(), masked_token_loss
     if stage == "dpo":
         parts, loss = PairBatch(batch, torch.zeros(4)).split(1), partial(_loss, beta=0.1)
     figures = make_step(tools(model, loss, precision), parts)

@@ -117,7 +117,7 @@ def test_norms_and_samples_are_due_at_their_steps():
     watch, _ = watch_with(Clock(), WatchConfig(norms_every=3, sample_every=0))
     assert [step for step in range(1, 8) if watch.wants_norms(step)] == [3, 6]
     assert not any(watch.wants_sample(step) for step in range(8))
-    watch, _ = watch_with(Clock(), WatchConfig(norms_every=0, sample_every=4))
+    watch, _ = watch_with(Clock(), WatchConfig(norms_every=0, sample_every=4, sample_prompts=("a",)))
     assert [step for step in range(1, 9) if watch.wants_sample(step)] == [4, 8]
     assert not any(watch.wants_norms(step) for step in range(8))
 

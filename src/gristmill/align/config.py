@@ -7,6 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..train.config import TrainingConfig
 
 
+def check_watch(training: TrainingConfig) -> None:
+    """ValueError where texts are to be sampled, which stage base alone does."""
+    if training.watch.sample_every:
+        raise ValueError("training.watch.sample_every is for stage base; here accuracy is measured before and after")
+
+
 class SFTConfig(BaseModel):
     """Stage `sft`: supervised fine-tuning on instruction tasks, loss on the assistant's words only."""
 
@@ -26,7 +32,8 @@ class SFTConfig(BaseModel):
     max_answer_tokens: int = Field(default=16, gt=0, description="Longest reply when tasks are answered.")
 
     @model_validator(mode="after")
-    def _tasks_fill_a_batch(self) -> SFTConfig:
+    def _parts_fit(self) -> SFTConfig:
+        check_watch(self.training)
         if self.tasks < self.training.batch_size:
             raise ValueError(f"tasks ({self.tasks}) do not fill one batch of {self.training.batch_size}")
         return self
@@ -44,3 +51,10 @@ class DPOConfig(BaseModel):
     training: TrainingConfig = Field(description="The training loop; its steps may pass over the pairs several times.")
     accuracy_tasks: int = Field(default=200, gt=0, description="Held-out tasks answered before and after.")
     max_answer_tokens: int = Field(default=16, gt=0, description="Longest reply when tasks are answered.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> DPOConfig:
+        check_watch(self.training)
+        if self.training.z_loss:
+            raise ValueError("training.z_loss is for stages base and sft: DPO compares texts and normalises nothing")
+        return self

@@ -94,7 +94,7 @@ def dpo(config: DPOConfig, run: StageRun) -> Figures:
     loss = partial(_loss, beta=config.beta)
     with dropless(model):  # as the reference was made: what skips an expert depends on the batch
         result = train(model, batch_at, loss, config.training, run)
-    if result.model is None:  # a process that held shards of it
+    if result.model is None:  # not the main process, which writes it
         return {}
     model = result.model.to("cpu")
     after = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)

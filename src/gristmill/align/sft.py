@@ -55,7 +55,7 @@ def sft(config: SFTConfig, run: StageRun) -> Figures:
     with dropless(model):  # no answer is to be learned without an expert that it is given with
         loss = partial(next_token_loss, z_loss=config.training.z_loss)
         result = train(model, batch_at, loss, config.training, run)
-    if result.model is None:  # a process that held shards of it
+    if result.model is None:  # not the main process, which writes it
         return {}
     model = result.model.to("cpu")
     after = heldout_accuracy(model, tokenizer, config.accuracy_tasks, run.seed, config.max_answer_tokens)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,8 +82,8 @@ def evaluate(
     from ..evaluate.benchmarks.table import render
 
     settings = Settings(limit=limit, num_fewshot=fewshot, chat=chat, seed=seed, batch_tokens=batch_tokens)
-    if out is not None and out.exists() and not out.is_dir():
-        raise GristmillError(f"--out {out} is a file; give a directory")
+    if out is not None:
+        _check_writable(out)
     measured: list[Measured] = []
     for one in _measure(what, tasks, settings, device.value, None if dtype is None else dtype.value):
         measured.append(one)
@@ -129,10 +130,21 @@ def _progress(shown: Any) -> Any:
     return progress
 
 
+def _check_writable(out: Path) -> None:
+    """GristmillError where nothing could be written once hours of measuring are over."""
+    if out.exists() and not out.is_dir():
+        raise GristmillError(f"--out {out} is a file; give a directory")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise GristmillError(f"--out {out} cannot be written: {error.strerror}") from None
+
+
 def _write(out: Path, result: dict[str, Any], last: Measured) -> None:
     from ..artifact import rounded, write_json, write_text
 
-    out.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(rounded(record), ensure_ascii=False) + "\n" for record in last.judged.records)
     write_text(out / f"{last.prepared.benchmark.name}.jsonl", "".join(lines))
     write_json(out / "report.json", result)

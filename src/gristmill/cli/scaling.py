@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,12 +53,14 @@ def scaling(
     for path in inputs.values():
         if not path.exists():
             raise GristmillError(f"{path} is not there: gristmill run {recipe} --run {directory} --until tokens")
+    if find_spec("matplotlib") is None:  # before hours of training, not behind them
+        raise GristmillError("scaling.png needs matplotlib: pip install 'gristmill[page]'")
     with lock(directory), terminal() as shown:
         report = train_ladder(
             checked.base,
             inputs,
             directory / "scaling",
-            heads=[int(number) for number in _numbers(heads, "--heads")],
+            heads=_whole(heads, "--heads"),
             ratios=_numbers(ratios, "--tokens-per-parameter"),
             budgets=_numbers(budgets, "--budgets") if budgets else (),
             inference_tokens=inference_tokens,
@@ -70,6 +74,8 @@ def scaling(
 
 def table(report: dict[str, Any], directory: Path) -> str:
     """The report as lines of text."""
+    from ..plan.scaling import EXPONENTS
+
     law, low_high = report["law"], report["intervals"]
     shown = ", ".join(
         f"{name} {law[key]:.3g} [{low_high[key][0]:.3g}, {low_high[key][1]:.3g}]"
@@ -82,6 +88,13 @@ def table(report: dict[str, Any], directory: Path) -> str:
         for one in report["models"]
     ]
     lines += ["", f"L(N, D) = E + A/N^alpha + B/D^beta: {shown} ({report['confidence']:.0%} intervals)", ""]
+    smallest, largest = EXPONENTS
+    loose = [key for key in ("alpha", "beta") if low_high[key][0] <= smallest or low_high[key][1] >= largest]
+    if loose:
+        lines += [
+            f"These models do not settle {' and '.join(loose)}: sizes below are guesses. Train a wider ladder.",
+            "",
+        ]
     for best in report["budgets"]:
         low, high = best["params_interval"]
         lines.append(
@@ -107,6 +120,15 @@ def _numbers(text: str, option: str) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         raise GristmillError(f"{option} takes numbers with commas between them, not {text!r}") from None
-    if not all(number > 0 for number in numbers):
+    if not all(0 < number < math.inf for number in numbers):
         raise GristmillError(f"{option} takes numbers above 0, not {text!r}")
+    if len(set(numbers)) < len(numbers):
+        raise GristmillError(f"{option} names a number twice: {text!r}")
     return numbers
+
+
+def _whole(text: str, option: str) -> list[int]:
+    numbers = _numbers(text, option)
+    if not all(number.is_integer() for number in numbers):
+        raise GristmillError(f"{option} takes whole numbers, not {text!r}")
+    return [int(number) for number in numbers]

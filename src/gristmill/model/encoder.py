@@ -92,13 +92,16 @@ class Encoder(Stack):
         mask_BT: Tensor | None = None,
         token_types_BT: Tensor | None = None,
         attend: Attend | None = None,
+        positions_BT: Tensor | None = None,
     ) -> Tensor:
         """The last block's output, normed where the config has a final norm: `[B, T, C]`.
 
-        `token_types_BT` are 0 unless given. `attend` takes the place of the attention that `mask_BT` stands for.
+        `token_types_BT` are 0 unless given. `attend` and `positions_BT` (each token's place in its own text) take the
+        place of what `mask_BT` stands for; with both, there is no mask to be checked, which waits for the device.
         What comes out at padding means nothing.
         """
-        positions_BT = text_positions(input_ids_BT, mask_BT)
+        if positions_BT is None:
+            positions_BT = text_positions(input_ids_BT, mask_BT)
         if attend is None:
             attend = causal_attention if mask_BT is None else TextAttention(mask_BT, positions_BT)
         x_BTC = embed_tokens(self.embedding, input_ids_BT, self.config.embedding_scale)

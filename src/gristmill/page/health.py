@@ -50,7 +50,8 @@ def loss(rows: Sequence[Row]) -> Check | None:
     values = [value for _, value in _series(rows, "loss")]
     if not values:
         return None
-    broken = [row["step"] for row in rows if "grad_norm" in row and "loss" not in row]
+    recent = rows[-max(1, round(RECENT * len(rows))) :]
+    broken = [row["step"] for row in recent if "grad_norm" in row and row.get("loss") is None]
     if broken:
         return _check("Loss", "bad", values[-1], "number", f"was not a number at step {broken[-1]:,}")
     stretch = max(round(RECENT * len(values)), FEW)
@@ -65,16 +66,18 @@ def loss(rows: Sequence[Row]) -> Check | None:
 
 
 def validation(rows: Sequence[Row]) -> Check | None:
-    values = _series(rows, "validation_bits_per_byte")
+    values, unit = _series(rows, "validation_bits_per_byte"), "bits per byte"
+    if not values:  # masked models
+        values, unit = _series(rows, "validation_loss"), "nats"
     if not values:
         return None
     step, last = values[-1]
     best_step, best = min(values, key=lambda pair: pair[1])
     if best_step == step:
-        words = "bits per byte, the best so far" if len(values) > 1 else "bits per byte, the first"
+        words = f"{unit}, the best so far" if len(values) > 1 else f"{unit}, the first"
         return _check("Validation", "good", last, "number", words)
     state = "watch" if last > best * (1 + VALIDATION_RISE) else "good"
-    return _check("Validation", state, last, "number", f"bits per byte; {best:.3f} at step {best_step:,}")
+    return _check("Validation", state, last, "number", f"{unit}; {best:.3f} at step {best_step:,}")
 
 
 def gradient_norm(rows: Sequence[Row]) -> Check | None:

@@ -34,6 +34,9 @@ class Known:
 LARGE = (
     Known("Loss", "", (("loss", "train"), ("validation_loss", "validation")), marked=True),
     Known("Validation", "bits per byte", (("validation_bits_per_byte", "all"),), "validation_bits_per_byte/"),
+    Known("Validation by domain", "nats per hidden token", prefix="validation_loss/"),
+    Known("Benchmarks", "of the answers right", prefix="benchmark/", format="percent"),
+    Known("Benchmarks' perplexity", "of a word", prefix="benchmark_perplexity/", log=True),
     Known("Gradient norm", "before clipping", (("grad_norm", "norm"),), log=True, marked=True),
 )
 SMALL = (
@@ -49,7 +52,7 @@ SMALL = (
     Known("z-loss", "", (("z_loss", "z-loss"),)),
 )
 UNDRAWN = ("skipped", "spike", "memory_bytes", "collapsed_experts")  # the checks and marks tell them
-UNDRAWN_PREFIX = "update_norm/"  # drawn as a ratio
+UNDRAWN_PREFIXES = ("update_norm/", "benchmark_stderr/")  # the first are drawn as ratios
 
 
 def pretraining_curves(run: Run) -> Section:
@@ -128,18 +131,19 @@ def with_ratios(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def chart_specs(keys: set[str], loss_unit: str) -> list[dict[str, Any]]:
-    """Which charts the quantities make: the known ones large or small, every other in a large one of its own."""
-    left = {key for key in keys if key not in UNDRAWN and not key.startswith(UNDRAWN_PREFIX)}
+    """Which charts the quantities make: the known ones large or small, every other in a large one of its own. Lines for
+    which a chart has no colour left go on in another one."""
+    left = {key for key in keys if key not in UNDRAWN and not key.startswith(UNDRAWN_PREFIXES)}
     large: list[dict[str, Any]] = []
     small: list[dict[str, Any]] = []
     for known in (*LARGE, *SMALL):
         series = _series(known, left)
         left -= {key for key, _ in series}
-        if not series:
-            continue
         unit = loss_unit if known.title == "Loss" else known.unit
-        spec = _spec(known.title, unit, series[:MAX_LINES], known.log, known.marked, known.format)
-        (large if known in LARGE else small).append(spec)
+        for first in range(0, len(series), MAX_LINES):
+            title = f"{known.title}, {first // MAX_LINES + 1}" if first else known.title
+            spec = _spec(title, unit, series[first : first + MAX_LINES], known.log, known.marked, known.format)
+            (large if known in LARGE else small).append(spec)
     large += [_spec(_words(key), "", [(key, key.replace("_", " "))]) for key in sorted(left)]
     for number, spec in enumerate(large):
         spec["size"] = "wide" if number == 0 and len(large) % 2 else "half"
@@ -229,6 +233,7 @@ def _unit(key: str, value: Any) -> str:
         return "number"
     if key.endswith("bytes") or key.startswith("bytes_"):
         return "bytes"
-    if key.startswith("accuracy") or key.endswith(("accuracy", "fraction", "share")):
+    shares = ("accuracy", "benchmark/", "cut_documents", "padding")
+    if key.startswith(shares) or key.endswith(("accuracy", "fraction", "share")):
         return "percent"
     return "count" if isinstance(value, int) else "number"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,7 +119,11 @@ class RunState:
             case "metric":
                 self._apply_metric(stage, event)
             case "sample":
-                stage.samples.append({key: event[key] for key in event if key not in ("seq", "time", "stage", "type")})
+                sample = {key: event[key] for key in event if key not in ("seq", "time", "stage", "type")}
+                again = [old for old in stage.samples if "step" in old and _same(old, sample)]
+                if again:
+                    stage.samples.remove(again[0])
+                stage.samples.append(sample)
             case "note":
                 stage.notes.append(str(event.get("message", "")))
 
@@ -142,8 +147,18 @@ class RunState:
         values = {
             key: float(value) for key, value in event.items() if key not in skipped and _number(value) is not None
         }
-        # A resumed stage computes the steps after its checkpoint again: the later line holds.
+        # A stage that is resumed, or goes back to a checkpoint, computes the steps after it again: the later lines
+        # hold, and what was ahead of them is no part of the run.
+        while stage.metrics and next(reversed(stage.metrics)) > step:
+            stage.metrics.popitem()
+        for sample in [sample for sample in stage.samples if (_number(sample.get("step")) or 0) > step]:
+            stage.samples.remove(sample)
         stage.metrics[step] = {**values, "time": self.last_event or 0.0}
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two samples are of one step and one prompt: of a resumed stage the later holds."""
+    return (one.get("step"), one.get("prompt")) == (other.get("step"), other.get("prompt"))
 
 
 def _number(value: Any) -> float | None:

@@ -163,12 +163,15 @@ class _States:
             self.gradients_at_first -= w * (sum(per_block[:stretch]) + head_params(config))  # these are yet to come
         state = optimizer_bytes(config, run.optimizer, w)
         owners = n if run.data != "ddp" else 1
-        self.optimizer = 0.0 if run.offload != "none" else state / owners
+        # To a CPU its own memory is no other place; what lies in files the system can write back and drop.
+        on_cpu = arithmetic.device == "cpu"
+        elsewhere = run.offload == "disk" or (run.offload == "cpu" and not on_cpu)
+        self.optimizer = 0.0 if elsewhere else state / owners
         portion, each = PORTIONS[run.optimizer]
         largest_parameter = max(math.prod(shape) for shape, _, _ in parameter_shapes(config))
         # A portion counts whole parameters, of which a process holds its share.
         self.updating = each * min(max(portion, largest_parameter), params) / (n if sharded else 1) if each else 0.0
-        if run.offload != "none":
+        if elsewhere and not on_cpu:  # a CPU updates it where it lies
             visiting = min(3 * max(OFFLOAD_PORTION, largest_parameter), params) * state / params
             self.updating += visiting / owners
         self.gathered = self.on_their_way = 0.0

@@ -56,7 +56,9 @@ def plan_train(config: ModelConfig, arithmetic: Arithmetic, run: TrainingRun, bu
     _check(config, run)
     if not 0 < budget.utilization <= 1:
         raise GristmillError(f"mfu must be above 0 and at most 1, not {budget.utilization:g}")
-    if budget.tokens < 1 or budget.batch_tokens < run.processes * run.tokens:
+    if budget.tokens < 1:
+        raise GristmillError(f"tokens must be at least 1, not {budget.tokens:g}")
+    if budget.batch_tokens < run.processes * run.tokens:
         raise GristmillError(
             f"a step of {budget.batch_tokens:,} tokens is less than the {run.processes * run.tokens:,} that "
             f"{run.processes} processes take at once; raise batch_tokens or lower micro_batch_size"
@@ -145,6 +147,9 @@ def _peak_flops(accelerator: str, precision: str) -> float:
 
 
 def _check(config: ModelConfig, run: TrainingRun) -> None:
+    for name in ("micro_batch_size", "sequence_length", "processes"):
+        if getattr(run, name) < 1:
+            raise GristmillError(f"{name} must be at least 1, not {getattr(run, name)}")
     if config.positions == "learned" and run.sequence_length > config.max_seq_len:
         raise GristmillError(
             f"seq_len ({run.sequence_length}) is more than the model's {config.max_seq_len} learned positions"

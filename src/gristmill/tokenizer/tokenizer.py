@@ -299,6 +299,7 @@ def named_tokens(config: dict[str, Any]) -> dict[str, str]:
         "eos_token": read("eos_token") or read("sep_token"),
         "pad_token": read("pad_token"),
         "unk_token": read("unk_token"),
+        "mask_token": read("mask_token"),
     }
     return {name: content for name, content in named.items() if content}
 

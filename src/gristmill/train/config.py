@@ -83,6 +83,12 @@ class WatchConfig(Frozen):
         default=(), description="Further places for the metrics; each is a package to install."
     )
 
+    @model_validator(mode="after")
+    def _samples_have_prompts(self) -> WatchConfig:
+        if self.sample_every and not self.sample_prompts:
+            raise ValueError("sample_every needs sample_prompts, the texts to continue")
+        return self
+
 
 class TrainingConfig(Frozen):
     """What every training stage sets: batch, optimizer, schedule, precision, memory, how often to look and to save."""
@@ -197,6 +203,17 @@ class MixturePhase(Frozen):
     weights: dict[str, float] = Field(description="Domain to weight; a domain left out is not drawn.")
 
 
+class BenchmarksConfig(Frozen):
+    """Questions with known answers that the model is asked at every validation."""
+
+    paths: tuple[str, ...] = Field(
+        min_length=1,
+        description="Files of items, directories of such, or YAML descriptions, as `gristmill evaluate --tasks` takes "
+        "them.",
+    )
+    limit: int = Field(default=100, ge=2, description="First items of each benchmark that are asked.")
+
+
 class PretrainConfig(Frozen):
     """Stage `base`: pre-training from random weights."""
 
@@ -239,6 +256,9 @@ class PretrainConfig(Frozen):
         default=100, gt=0, description="Steps between measurements of validation bits per byte."
     )
     validation_tokens: int = Field(default=8192, gt=0, description="Validation tokens per domain in each measurement.")
+    benchmarks: BenchmarksConfig | None = Field(
+        default=None, description="Benchmarks of log-likelihood, measured whenever validation is."
+    )
 
     @model_validator(mode="after")
     def _sequences_fit(self) -> PretrainConfig:
@@ -253,6 +273,16 @@ class PretrainConfig(Frozen):
             )
         if self.objective == "masked" and self.fim_rate:
             raise ValueError("fim_rate is for objective: causal")
+        watch = self.training.watch
+        if self.objective == "masked" and watch.sample_every:
+            raise ValueError("training.watch.sample_every is for objective: causal: an encoder continues no text")
+        if watch.sample_every and watch.sample_tokens >= self.model.max_seq_len:
+            raise ValueError(
+                f"training.watch.sample_tokens ({watch.sample_tokens}) leaves no place for a prompt in "
+                f"model.max_seq_len ({self.model.max_seq_len})"
+            )
+        if self.objective == "masked" and self.benchmarks is not None:
+            raise ValueError("benchmarks is for objective: causal, whose models give texts a likelihood")
         starts = [phase.from_step for phase in self.mixture]
         if starts != sorted(set(starts)):
             raise ValueError(f"mixture: from_step must rise from phase to phase, not {starts}")

@@ -45,9 +45,10 @@ BatchAt = Callable[[int, Shard], Batch]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`model` is the trained one, whole; None in all processes but the main one where they hold shards of it.
-    `history` has one entry per logged step; `seconds` and `steps_run` count only the steps this process ran. `figures`
-    are the run's own: steps not made, times it went back, peak memory beside what was expected."""
+    """`model` is the trained one, whole; None in all processes but the main one.
+    `history` has one entry per logged step; `seconds` and `steps_run` count only the steps this process ran, those
+    that it went back behind too. `figures` are the run's own: steps not made, times it went back, batches passed over
+    by that, peak memory beside what was expected."""
 
     model: Any
     history: list[dict[str, Any]]
@@ -145,6 +146,8 @@ class Training:
         )
         self.step = self.passed_over = self.rollbacks = self.skipped = 0
         self.hopeless = 0  # steps in a row, as far as is known, that were not finite
+        self.unlogged = 0  # of the skipped ones, those that no entry has told of yet
+        self.made = 0  # steps by this process
         self.history: list[dict[str, Any]] = []
         self._restore(self.checkpoints.load_latest(self._tensors))
         if self.step:
@@ -192,17 +195,18 @@ class Training:
 
     def go(self, batch_at: BatchAt, evaluate: Evaluate | None, evaluate_every: int, write: Write | None) -> TrainResult:
         """From where the run stands to its last step."""
-        first, started = self.step, time.monotonic()
+        started = time.monotonic()
         with no_garbage_pauses():
             while self.step < self.config.steps:
                 self._go_on(batch_at, evaluate, evaluate_every, write)
         self.checkpoints.wait()
         seconds = time.monotonic() - started
         self.model.eval()
-        figures: dict[str, Any] = {"skipped_steps": self.skipped, "rollbacks": self.rollbacks}
+        counts = {"skipped_steps": self.skipped, "rollbacks": self.rollbacks, "passed_over": self.passed_over}
+        figures: dict[str, Any] = counts
         if self.estimate is not None:
             figures |= compare(self.estimate, self.meter.peak())
-        return TrainResult(gather_model(self.model), self.history, seconds, self.config.steps - first, figures)
+        return TrainResult(gather_model(self.model), self.history, seconds, self.made, figures)
 
     def _go_on(self, batch_at: BatchAt, evaluate: Evaluate | None, evaluate_every: int, write: Write | None) -> None:
         """Steps to the end, or until the run goes back."""
@@ -233,7 +237,9 @@ class Training:
                     if sampled and write is not None:
                         self._aside(self._write_samples, write)
                     if logged:
-                        self.history.append(self.watch.entry(done, values | norms, ahead.stall_seconds))
+                        values |= norms | {"skipped": self.unlogged}
+                        self.history.append(self.watch.entry(done, values, ahead.stall_seconds))
+                        self.unlogged = 0
                     if saved:
                         self._save()
                 self.log.progress(done, config.steps, "steps")
@@ -245,11 +251,12 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         measured = self.watch.wants_norms(self.step + 1)
-        before = weights(self.model) if measured else None
-        figures = make_step(self.tools, batches)
+        before: list[Tensor] = []
+        figures = make_step(self.tools, batches, (lambda: before.extend(weights(self.model))) if measured else None)
+        self.made += 1
         self.watch.step(sum(batch.tokens for batch in batches))
         numbers = {"learning_rate": rate}
-        if before is not None:
+        if measured:
             numbers |= self.watch.norms(self.model, before)
         if logged:
             numbers |= expert_load_metrics(self.model, self.processes)
@@ -257,19 +264,19 @@ class Training:
         return figures, numbers
 
     def _read(self, figures: dict[str, Tensor]) -> dict[str, Any]:
-        """The step's figures as numbers, and how many steps since the last reading were not made."""
+        """The step's figures as numbers; the steps since the last reading that were not made are counted and noted."""
         found = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
         del found["skipped"]
         counts = self.guard.counts()
         lost = counts.spikes + counts.not_finite
-        self.skipped += lost
+        self.skipped, self.unlogged = self.skipped + lost, self.unlogged + lost
         bad = not math.isfinite(found["grad_norm"] + found["loss"]) and not counts.overflows
         self.hopeless = self.hopeless + counts.not_finite if bad else 0
         if lost:
             self.log.note(
                 f"skipped {lost} of the steps up to {self.step}: {counts.spikes} spikes, {counts.not_finite} not finite"
             )
-        return {key: value if math.isfinite(value) else None for key, value in found.items()} | {"skipped": lost}
+        return found
 
     def _in_trouble(self) -> bool:
         return self.guard.wants_rollback() or self.hopeless >= HOPELESS
@@ -291,6 +298,8 @@ class Training:
             "passed_over": self.passed_over,
             "rollbacks": self.rollbacks,
             "skipped": self.skipped,
+            "unlogged": self.unlogged,
+            "hopeless": self.hopeless,
             "history": self.history,
         }
         with self.watch.apart():
@@ -316,19 +325,22 @@ class Training:
         tensors, extra = found  # weights, guard and scale were filled in place
         import_state(self.optimizer, self._names(), _under(tensors, "optimizer/"))
         self.step, self.passed_over, self.rollbacks = extra["step"], extra["passed_over"], extra["rollbacks"]
-        self.skipped, self.history = extra["skipped"], extra["history"]
+        self.skipped, self.unlogged = extra["skipped"], extra["unlogged"]
+        self.hopeless, self.history = extra["hopeless"], extra["history"]
 
     def _go_back(self, batches: Sequence[MicroBatch]) -> None:
         """To the last golden checkpoint, from where the run goes on with the batches that come next. GristmillError
         where it may not, with the tensor that is not finite if one is at fault."""
-        failed, seen, rollbacks, skipped = self.step, self.step + self.passed_over, self.rollbacks, self.skipped
+        failed, seen, rollbacks = self.step, self.step + self.passed_over, self.rollbacks
+        skipped, unlogged = self.skipped, self.unlogged
         limit = self.config.stability.max_rollbacks if self.config.stability.rollback_after is not None else 0
-        found = self.checkpoints.load_golden(self._tensors) if rollbacks < limit else None
+        with self.watch.apart():
+            found = self.checkpoints.load_golden(self._tensors) if rollbacks < limit else None
         if found is None:
             raise GristmillError(f"{self._what_is_wrong(batches)}; {self._why_no_way_back(limit)}")
         self._restore(found)
-        self.rollbacks, self.skipped, self.passed_over = rollbacks + 1, skipped, seen - self.step
-        self.hopeless = 0
+        self.rollbacks, self.passed_over = rollbacks + 1, seen - self.step
+        self.skipped, self.unlogged, self.hopeless = skipped, unlogged, 0
         self.log.note(f"went back from step {failed} to {self.step}; the {failed - self.step} batches are passed over")
         self._save()  # the newest checkpoint again: a run that is cut here goes on from it
 
@@ -336,11 +348,14 @@ class Training:
         if not self.hopeless:
             return f"loss or gradient norm keeps spiking at step {self.step}"
 
-        def again() -> Tensor:
+        def again(batch: MicroBatch) -> Tensor:
             with self.tools.autocast():
-                return torch.stack([self.tools.module(batch)[0] for batch in batches]).sum()
+                total: Tensor = self.tools.module(batch)[0]
+            return total
 
-        name = name_not_finite(again, self.model)
+        # One at a time: the activations of all of them have no room.
+        names = (name_not_finite(partial(again, batch), self.model) for batch in batches)
+        name = next((name for name in names if name is not None), "the gradient's norm, but no tensor alone,")
         return f"{name} is not finite at step {self.step}, and no step could be made for {self.hopeless} steps"
 
     def _why_no_way_back(self, limit: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..kernels.cross_entropy import LogitShape, cross_entropy_
 
@@ -123,6 +124,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total, square
 
     @staticmethod
+    @once_differentiable  # what is saved has no graph: second derivatives would be wrong
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad = grad_outputs[0]
         grads = (None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors)

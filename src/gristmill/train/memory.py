@@ -21,6 +21,8 @@ from .compiled import resolve_compile
 from .config import TrainingConfig
 
 RESERVE = 0.05  # of a device's memory: what the allocator cannot hand out because free space lies in pieces
+# Where Linux says what a container may have: control groups of version 2, and of version 1.
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Log(Protocol):
@@ -75,7 +77,7 @@ def check_fits(
     if estimate.total <= room:
         return estimate
     needed = f"training needs about {in_bytes(estimate.total)}, but {device} has {in_bytes(memory_of(device))}"
-    for changes, changed in smaller_settings(training, processes):
+    for changes, changed in smaller_settings(training, processes, device.type):
         if estimate_memory(config, changed, sequence_length, processes, precision, device.type).total <= room:
             raise GristmillError(f"{needed}; it would fit with {' and '.join(changes)}")
     raise GristmillError(
@@ -84,15 +86,18 @@ def check_fits(
     )
 
 
-def smaller_settings(training: TrainingConfig, processes: int) -> Iterator[tuple[list[str], TrainingConfig]]:
+def smaller_settings(
+    training: TrainingConfig, processes: int, device_kind: str = "cuda"
+) -> Iterator[tuple[list[str], TrainingConfig]]:
     """Settings that need less memory, the cheapest first, each with what to write for it: micro-batches of a smaller
-    size, then more checkpointing, then more shards, then state in host memory, and all sizes under each of them."""
+    size, then more checkpointing, then more shards, then state in host memory (in files, where the device is the CPU),
+    and all sizes under each of them."""
     share = max(training.batch_size // processes, 1)
     micro = min(training.micro_batch_size or share, share)
     memory, data = training.memory, training.parallel.data
     modes = _from(("none", "selective", "block"), memory.activation_checkpointing)
     stages = _from(("ddp", "zero1", "zero2", "zero3"), data) if processes > 1 else (data,)
-    places = _from(("none", "cpu"), memory.offload)
+    places = _from(("none", "disk" if device_kind == "cpu" else "cpu"), memory.offload)
     sizes = [size for size in range(micro, 0, -1) if share % size == 0 or size == micro]
     for place, stage, mode, size in product(places, stages, modes, sizes):
         changes = {
@@ -117,10 +122,21 @@ def _from(order: tuple[str, ...], now: str) -> tuple[str, ...]:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of a GPU's memory, or of this machine's."""
+    """Bytes that this process may have: of a GPU what others have not taken; of this machine all of it, or a
+    container's limit."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    limits = [int(text) for text in map(_read, CONTAINER_LIMITS) if text.isdigit()]  # "max" is none
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 class PeakMeter:

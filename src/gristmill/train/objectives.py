@@ -54,14 +54,15 @@ def masked_token_loss(model: Encoder, batch: TokenBatch, z_loss: float = 0.0) ->
         )
     device = model.embedding.weight.device
     inputs, specs = on_device(batch.inputs_BT, device), attention_specs(model)
-    texts: Tensor | None = None
+    positions: Tensor | None = None
     attend: Attend
     if batch.segments_BT is None:
         attend = training_attention(inputs.shape, device, specs)
     else:
         attend = packed = document_attention(batch.segments_BT, device, specs)
-        texts = packed.segments_BT + 1  # an encoder takes 0 for padding, a row's first document may be number 0
-    hidden_NC, targets_N, weights_N = _learned_from(model.hidden_states(inputs, texts, attend=attend), batch)
+        positions = packed.places()
+    hidden_BTC = model.hidden_states(inputs, attend=attend, positions_BT=positions)
+    hidden_NC, targets_N, weights_N = _learned_from(hidden_BTC, batch)
     head = model.masked_lm
     hidden_NC = _as_products(head.norm(head.activation(head.dense(hidden_NC))))
     return _with_sums(

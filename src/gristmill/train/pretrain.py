@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from .fill_in_middle import FillInMiddle, GapTokens, mask_tokens
 from .loop import train
 from .objectives import masked_token_loss, next_token_loss
 from .parallel.processes import current_processes
-from .precision import resolve_precision
+from .precision import autocast, resolve_precision
 from .samples import continuations
 from .validation import Validation
 
@@ -50,6 +51,12 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
     device = resolve_device(training.device)
     precision = resolve_precision(training.precision, device)
     validation = Validation(config, store, tokenizer, batches.masked, hide, precision, device)
+    benchmarks = _benchmarks(config, run, tokenizer, model)
+
+    def evaluate(model: Any, step: int) -> Figures:
+        figures = validation(model)
+        with autocast(precision, device):
+            return figures | benchmarks(model, step)
 
     def write(model: Any) -> Any:
         watch = training.watch
@@ -62,30 +69,32 @@ def pretrain(config: PretrainConfig, run: StageRun) -> Figures:
         loss,
         training,
         run,
-        evaluate=lambda model, step: validation(model),
+        evaluate=evaluate,
         evaluate_every=config.validate_every,
         mup_base_width=config.mup_base_width,
         sequence_length=config.sequence_length,
         write=write,
         identity={"tokenizer": tokenizer.hash},
     )
-    if result.model is None:  # a process that held shards of it
+    if result.model is None:  # not the main process, which writes it
         return {}
     last = result.history[-1]
     save = save_encoder if isinstance(result.model, Encoder) else save_model
     save(result.model, run.out, run.inputs["tokenizer"])
     write_json(run.out / "training.json", result.history)
-    tokens = batches.tokens(training.steps)
+    drawn = training.steps + result.figures["passed_over"]  # batches
+    tokens = batches.tokens(drawn)
     places = training.batch_size * config.sequence_length
     return {
         "parameters": model.config.num_parameters,
         "tokens": tokens,
         "epochs": round(tokens / sum(len(store.tokens("train", name)) for name in store.domains), 3),
-        "domain_epochs": {name: round(count, 3) for name, count in batches.epochs(training.steps).items()},
-        "padding": round(1 - tokens / (training.steps * places), 6),
+        "domain_epochs": {name: round(count, 3) for name, count in batches.epochs(drawn).items()},
+        "padding": round(1 - tokens / (drawn * places), 6),
         **{name: round(share, 6) for name, share in batches.cut_documents().items()},
         "train_loss": last["loss"],
         **{name: last[name] for name in Validation.NAMES if name in last},
+        **{name: value for name, value in last.items() if name.startswith("benchmark/")},
         "tokens_per_second": round(result.steps_run * places / max(result.seconds, 1e-9)),
         **result.figures,
         "precision": precision,
@@ -108,6 +117,15 @@ def new_model(config: PretrainConfig, vocab_size: int, seed: int) -> Decoder | E
     if config.mup_base_width is not None:
         decoder = mup_shape(decoder, config.mup_base_width)
     return Decoder(decoder).init_weights(seed, config.init)
+
+
+def _benchmarks(config: PretrainConfig, run: StageRun, tokenizer: Tokenizer, model: Any) -> Callable[..., Figures]:
+    """Benchmarks of the recipe, read before the first step; nothing to measure where it has none."""
+    if config.benchmarks is None:
+        return lambda model, step: {}
+    if run.benchmarks is None:
+        raise GristmillError("benchmarks are measured in runs of the pipeline: use gristmill.pipeline.run")
+    return run.benchmarks(config.benchmarks.paths, config.benchmarks.limit, tokenizer, model.config)
 
 
 def _turn(config: PretrainConfig, tokenizer: Tokenizer, seed: int) -> FillInMiddle | None:

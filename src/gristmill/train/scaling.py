@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -142,9 +142,8 @@ def scaling(
     seed: int = 1,
     sources: str = "",
     log: StageLog | None = None,
-    say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Train the ladder, fit the law, and write `report.json` and `scaling.png` to `directory`; the report.
+    """Train the ladder, fit the law, and write `report.json` to `directory`; the report.
 
     `budgets` are FLOPs of training to say the best sizes for; by default 10 and 100 times the dearest rung's.
     GristmillError where a law cannot be fitted to so few models, before any is trained.
@@ -153,9 +152,10 @@ def scaling(
     rungs = ladder(base, vocab_size, heads, ratios)
     fit([Point(rung.params, rung.tokens, 2 + 1 / rung.params + 1 / rung.tokens) for rung in rungs])  # enough of them?
     found = []
-    for rung, manifest in climb(rungs, inputs, directory / "models", seed, sources, log or StageLog.silent()):
+    log = log or StageLog.silent()
+    for rung, manifest in climb(rungs, inputs, directory / "models", seed, sources, log):
         loss = manifest.figures["validation_bits_per_byte"]
-        say(f"{rung.name}: {loss:.4f} bits per byte")
+        log.note(f"{rung.name}: {loss:.4f} bits per byte")
         found.append((rung, Point(rung.params, rung.tokens, loss), manifest))
     points = [point for _, point, _ in found]
     law = fit(points)

@@ -22,6 +22,8 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
     lowest = config.steps - max(1, config.tail_steps)
+    if config.tail_steps and step >= lowest:
+        return low
     if config.schedule == "cosine":
         progress = _share(step, config.warmup_steps, lowest)
         return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -119,11 +119,13 @@ class Guard:
         return torch.where(values.isfinite().sum(dim=0) >= self._enough, bounds, torch.inf)
 
 
-def name_not_finite(objective: Callable[[], Tensor], model: nn.Module) -> str:
-    """Which tensor is the first that is not finite: a weight, else a module's output or the loss, else a gradient.
+def name_not_finite(objective: Callable[[], Tensor], model: nn.Module) -> str | None:
+    """Which tensor is the first that is not finite: a weight, else a module's output or the loss, else a gradient; None
+    where none is, as where the sum of squares overflows, or the gradients of several micro-batches do together.
 
-    `objective` makes the step's loss again, a scalar, through `model`; forward and backward run uncompiled, and with
-    several processes all of them must call this. Gradients are cleared behind it. The answer is a part of a sentence.
+    `objective` makes a micro-batch's loss again, a scalar, through `model`; forward and backward run uncompiled, and
+    with several processes all of them must call this. Gradients are cleared behind it. The answer is a part of a
+    sentence.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not _finite(tensor):
@@ -145,7 +147,7 @@ def name_not_finite(objective: Callable[[], Tensor], model: nn.Module) -> str:
         for hook in hooks:
             hook.remove()
         model.zero_grad(set_to_none=True)
-    return found[0] if found else "no tensor when the step is made again (the sum of squares overflows)"
+    return found[0] if found else None
 
 
 def _look_at_output(module: nn.Module, inputs: Any, output: Any, *, found: list[str], name: str) -> None:

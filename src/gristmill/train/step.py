@@ -77,9 +77,12 @@ class StepTools:
     device: torch.device
 
 
-def make_step(tools: StepTools, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
+def make_step(
+    tools: StepTools, micro_batches: Sequence[MicroBatch], before_update: Callable[[], None] | None = None
+) -> dict[str, Tensor]:
     """Train on one batch; its mean loss, its other means, `grad_norm` and `skipped` (1 where no step was made), float64
-    scalars on the device, the same in every process."""
+    scalars on the device, the same in every process. `before_update` is called when activations are gone and weights
+    are still those of the step."""
     model = tools.module
     weight = _global_weight(tools, micro_batches)
     scale = tools.scaler.scale
@@ -97,6 +100,8 @@ def make_step(tools: StepTools, micro_batches: Sequence[MicroBatch]) -> dict[str
         for key, value in more.items():
             sums[key] = sums[key] + value.double() if key in sums else value.double()
     means = _means(tools, sums, weight)
+    if before_update is not None:
+        before_update()
     return means | _update(tools, means["loss"], scale)
 
 

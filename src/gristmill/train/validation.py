@@ -66,6 +66,11 @@ class Validation:
         segments = (inputs == bos_id).cumsum(dim=1) if masked else None
         if self._hide is not None:
             hidden, weights = self._hide(tokens[: rows * length], rng=np.random.default_rng(0))
+            if not weights.any():
+                raise GristmillError(
+                    f"none of the {rows * length} validation tokens of domain {domain!r} is hidden: raise "
+                    "validation_tokens, mask_rate or corpus.validation_fraction"
+                )
             return TokenBatch(
                 torch.from_numpy(hidden).view_as(inputs), inputs, torch.from_numpy(weights).view(rows, length), segments
             )

@@ -73,7 +73,8 @@ class PackedAttention(DocumentAttention):
     def __init__(
         self, segments_BT: Tensor, device: torch.device, specs: Iterable[AttentionSpec] = (), one_a_row: bool = False
     ):
-        super().__init__(segments_BT.to(device, non_blocking=True))
+        # By runs: masks compare numbers, and one may come twice in a row.
+        super().__init__(_new_runs(segments_BT).cumsum(1).to(device, non_blocking=True))
         self.time = segments_BT.shape[1]
         self.one_a_row = one_a_row
         self.starts = document_starts(segments_BT)
@@ -108,7 +109,10 @@ class PackedAttention(DocumentAttention):
         return super().__call__(spec, q_BTHD, k_BTKD, v_BTKE)
 
     def _on_cpu(self, spec: AttentionSpec, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKE: Tensor) -> Tensor:
-        """A call a document, or a mask where documents are many and rows short."""
+        """A call a document, or a mask where documents are many and rows short, and where a compiler would make a
+        program for every division into documents."""
+        if torch.compiler.is_compiling():
+            return super().__call__(spec, q_BTHD, k_BTKD, v_BTKE)
         pairs = self.time * q_BTHD.shape[:2].numel()
         if pairs - sum(length**2 for length in self.lengths) < PAIRS_OF_A_CALL * len(self.lengths):
             return super().__call__(spec, q_BTHD, k_BTKD, v_BTKE)
@@ -135,9 +139,14 @@ class PackedAttention(DocumentAttention):
 def document_starts(segments_BT: Tensor) -> Tensor:
     """Where the runs of one number begin in the rows laid end to end, and where the last one ends: int64
     `[documents + 1]`. A run ends with its row."""
+    return torch.cat((_new_runs(segments_BT).flatten().nonzero()[:, 0], torch.tensor([segments_BT.numel()])))
+
+
+def _new_runs(segments_BT: Tensor) -> Tensor:
+    """True where a run begins, `[B, T]`."""
     new_BT = torch.ones_like(segments_BT, dtype=torch.bool)
     new_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    return torch.cat((new_BT.flatten().nonzero()[:, 0], torch.tensor([segments_BT.numel()])))
+    return new_BT
 
 
 def _is_simple(spec: AttentionSpec, time: int) -> bool:

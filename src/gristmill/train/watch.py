@@ -3,6 +3,7 @@
 Names of the values, which the page, the loggers and training.json share (a slash parts a value by domain or by part of
 the model):
     loss, validation_bits_per_byte, validation_bits_per_byte/DOMAIN, z_loss, router_loss
+    benchmark/NAME, benchmark_stderr/NAME, benchmark_perplexity/NAME
     grad_norm, learning_rate, skipped                the last: steps since the entry before that were not made
     expert_load_max_over_mean, collapsed_experts, dropped_assignments
     weight_norm/PART, update_norm/PART               of all parameters of a part (PARTS) together
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..artifact import rounded
 from ..events import StageLog
 from .config import WatchConfig
 from .loggers import Logger
@@ -89,7 +89,7 @@ class Watch:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """What is done inside (evaluation, samples, saving, norms) counts for no pace. On a GPU enter it after the
+        """What is done inside (evaluation, samples, saving, going back) counts for no pace. On a GPU enter it after the
         step's values were read, or some of the step's own time is lost to it."""
         started = self._clock()
         try:
@@ -101,10 +101,11 @@ class Watch:
         """Write the entry of a step whose values have been read from the device, so that its clock is true.
 
         `stall_seconds` is how long the loop waited for batches since the last entry. Returns what may stand in an
-        artifact: step and values without the pace, rounded.
+        artifact: step and values without the pace. Numbers have seven digits, so that the last bits of a sum do not
+        decide an artifact's hash; what is not finite is None, since JSON has no word for it.
         """
-        kept: dict[str, Any] = rounded({"step": step, **values})
-        pace = rounded(self._pace(stall_seconds))
+        kept: dict[str, Any] = {"step": step} | {name: _written(value) for name, value in values.items()}
+        pace: dict[str, Any] = {name: _written(value) for name, value in self._pace(stall_seconds).items()}
         if self._main:
             self._log.metric(**kept, **pace)
             numbers = {key: value for key, value in {**kept, **pace}.items() if key != "step" and value is not None}
@@ -158,6 +159,12 @@ def part_of(name: str) -> str:
         if any(word.endswith(ending) for word in words):
             return part
     return "head"
+
+
+def _written(value: float | None) -> float | None:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
 @torch.no_grad()

@@ -93,7 +93,11 @@ def prepare(
         cut = sum(len(ids) > longest for ids in whole)
     else:
         asked = [pairs(benchmark, item, shown, settings.chat) for item, shown in zip(items, examples, strict=True)]
-        groups = _grouped(encode_pairs(tokenizer, list(chain.from_iterable(asked)), model.max_seq_len), asked)
+        try:
+            encoded = encode_pairs(tokenizer, list(chain.from_iterable(asked)), model.max_seq_len)
+        except GristmillError as error:
+            raise GristmillError(f"{benchmark.name}: {error}") from None
+        groups = _grouped(encoded, asked)
         cut = sum(any(sequence.cut for sequence in group) for group in groups)
     _check_ids(benchmark, chain(prompts, (sequence.ids for group in groups for sequence in group)), model)
     return Prepared(benchmark, items, len(every), cut, groups, prompts)

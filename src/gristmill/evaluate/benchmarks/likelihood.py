@@ -41,22 +41,26 @@ def log_likelihoods(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Likelihood]]:
     """The likelihood of every sequence, in the order given; those of a group (the choices of a question) that begin
-    alike share that beginning if `share`.
+    alike share that beginning if `share`. Equal sequences of a group are read once and get the same number to the last
+    bit: which of them is taken is not left to rounding.
 
     At most `batch_tokens` tokens with their padding are read at a time; the device decides where that is None.
     `on_progress(sequences, all)` is called after each batch. Probabilities are taken in float32 from the model's
     logits, sums in float64.
     """
-    rows = make_rows(groups, share and _can_share(model.config))
+    distinct = [list(dict.fromkeys(group)) for group in groups]
+    rows = make_rows(distinct, share and _can_share(model.config))
     results: dict[tuple[int, int], Likelihood] = {}
-    total = sum(len(group) for group in groups)
+    total = sum(len(group) for group in distinct)
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS.get(next(model.parameters()).device.type, BATCH_TOKENS["cpu"])
     for batch in make_batches(rows, batch_tokens):
         results.update(_read(model, batch))
         if on_progress is not None:
             on_progress(len(results), total)
-    return [[results[number, place] for place in range(len(group))] for number, group in enumerate(groups)]
+    return [
+        [results[number, distinct[number].index(sequence)] for sequence in group] for number, group in enumerate(groups)
+    ]
 
 
 def _can_share(config: ModelConfig) -> bool:

@@ -10,7 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Portion, State, StatefulOptimizer, by_key, in_portions, is_sharded, local, smaller_of, stackable
+from .base import (
+    Portion,
+    State,
+    StatefulOptimizer,
+    by_key,
+    decay_and_move,
+    in_portions,
+    is_sharded,
+    local,
+    smaller_of,
+    stackable,
+)
 
 SQUARE_FLOOR = 1e-30  # epsilon_1: added to squared gradients
 SMALLEST_SCALE = 1e-3  # epsilon_2: a parameter smaller than this moves as if it were as large
@@ -65,8 +76,7 @@ class Adafactor(StatefulOptimizer):
         update = update.masked_fill(keep == 0, 0.0)
         size = _mean(torch.stack(weights).float().square(), each, model).sqrt().clamp(min=SMALLEST_SCALE)
         update = update * (size * group["lr"])
-        torch._foreach_mul_(weights, 1 - keep * (group["lr"] * group["weight_decay"]))
-        torch._foreach_sub_(weights, list(update.to(weights[0].dtype).unbind()))
+        decay_and_move(weights, list(update.unbind()), group["lr"] * group["weight_decay"], keep)
         torch._foreach_add_(steps, [keep] * len(steps))
 
     def _inverse_root(self, gradient: Tensor, states: Sequence[State], newness: Tensor, model: Tensor) -> Tensor:

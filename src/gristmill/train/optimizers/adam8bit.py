@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .adamw import adamw_update, new_adamw_state
-from .base import Portion, State, StatefulOptimizer, by_key, in_portions, local, smaller_of
+from .base import Portion, State, StatefulOptimizer, by_key, decay_and_move, in_portions, local, smaller_of
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 256, 32
 SMALLEST_PARAMETER = 4096  # elements; what is smaller saves nothing, and is mostly norms, which need their precision
@@ -132,11 +132,10 @@ class Adam8bit(StatefulOptimizer):
         steps = [state["step"] for state in states]
         count = torch.stack(steps) + 1
         rows = [weight.numel() // size for weight in weights]
-        step_size = _spread(group["lr"] * keep / (1 - beta1**count), rows)
+        step_size = _spread(group["lr"] / (1 - beta1**count), rows)
         correction = _spread((1 - beta2**count).sqrt(), rows)
         change = average.mul_(step_size).div_(root.div_(correction).add_(group["eps"]))
-        torch._foreach_mul_(weights, 1 - keep * (group["lr"] * group["weight_decay"]))
-        torch._foreach_sub_(weights, _unblocked(change.to(weights[0].dtype), weights, rows))
+        decay_and_move(weights, _unblocked(change, weights, rows), group["lr"] * group["weight_decay"], keep)
         torch._foreach_add_(steps, [keep] * len(steps))
 
 

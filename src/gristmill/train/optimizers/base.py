@@ -119,6 +119,16 @@ def local(tensor: Tensor) -> Tensor:
     return cast(Tensor, cast(Any, tensor).to_local()) if is_sharded(tensor) else tensor
 
 
+def decay_and_move(weights: list[Tensor], changes: list[Tensor], decay: float, keep: Tensor) -> None:
+    """W <- W - keep (change + decay W). `changes` are float32 and used up; `keep` is 1, or 0 where the step is skipped.
+
+    Rounded once: a bfloat16 weight times 1 - 0.001 is the same weight, and decay by itself would do nothing.
+    """
+    torch._foreach_add_(changes, weights, alpha=decay)
+    torch._foreach_mul_(changes, keep)
+    torch._foreach_sub_(weights, [change.to(weight.dtype) for change, weight in zip(changes, weights, strict=True)])
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor. Its module is not imported for that: not every build of torch has it."""
     return hasattr(tensor, "to_local")

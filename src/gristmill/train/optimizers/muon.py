@@ -17,6 +17,7 @@ from .base import (
     State,
     StatefulOptimizer,
     by_key,
+    decay_and_move,
     in_portions,
     is_sharded,
     local,
@@ -82,8 +83,8 @@ class Muon(StatefulOptimizer):
         buffer = buffer * (1 - keep * (1 - momentum)) + gradient
         torch._foreach_copy_(buffers, list(buffer.unbind()))
         update = self._orthogonalized(gradient.add_(buffer, alpha=momentum), portion)
-        torch._foreach_mul_(weights, 1 - keep * (group["lr"] * group["weight_decay"]))
-        torch._foreach_sub_(weights, list((update * (keep * group["lr"])).to(weights[0].dtype).unbind()))
+        changes = list((update * group["lr"]).unbind())
+        decay_and_move(weights, changes, group["lr"] * group["weight_decay"], keep)
 
     def _orthogonalized(self, stack: Tensor, portion: Portion) -> Tensor:
         """A stack of this process's parts of equal parameters, `[n, ..., rows, columns]`, each orthogonalized as a

@@ -101,19 +101,23 @@ def parallelize(
 
         return shard(objective, mesh["dp"], precision, reshard=kind == "zero3")
     group = mesh.get_group("dp")
-    # No static graph: which parameters have a gradient may change from step to step, with experts it does.
-    module = DistributedDataParallel(objective, process_group=group, gradient_as_bucket_view=True)
+    # No static graph: which parameters have a gradient may change from step to step, with experts it does. Buffers are
+    # not sent around: the one there is, the bias of experts, moves in every process by the load of all.
+    module = DistributedDataParallel(
+        objective, process_group=group, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
     return Replicated(module, objective, group, group if kind == "zero1" else None)
 
 
 def gather_model(model: ModelT) -> ModelT | None:
-    """`model` as it would be had it never been cut: itself where it was not, else a copy on the CPU in the main process
-    and None in the others. Every process must call it."""
-    if current_processes().count == 1:
+    """Main process: `model` as it would be had it never been cut: itself where it was not, else a copy on the CPU. None
+    in the others, so that one process measures and writes what is trained. Every process must call it."""
+    processes = current_processes()
+    if processes.count == 1:
         return model
     from .sharded import gather
 
-    return gather(model)
+    return gather(model, processes.main)
 
 
 def gradients(module: nn.Module) -> list[Tensor]:

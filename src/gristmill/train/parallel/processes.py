@@ -30,6 +30,8 @@ LOST = (
     "connection was closed",
     "remote process exited",
 )
+# What gloo and the store say when it is there, but has not answered for PATIENCE.
+SILENT = ("timed out waiting", "wait timeout after")
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,16 @@ def check_backends(device_type: str) -> None:
 
 def lost_another(error: BaseException) -> bool:
     """Whether an error says that the other end of a connection is gone."""
-    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in LOST)
+    return _says(error, LOST)
+
+
+def waited_in_vain(error: BaseException) -> bool:
+    """Whether an error says that another process is there, but does not answer."""
+    return _says(error, SILENT)
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in words)
 
 
 def _take_gpu(launch: Launch) -> None:

@@ -77,12 +77,11 @@ def shard(objective: nn.Module, mesh: DeviceMesh, precision: str, reshard: bool)
 
 
 @torch.no_grad()
-def gather(model: ModelT) -> ModelT | None:
+def gather(model: ModelT, main: bool) -> ModelT | None:
     """See `data_parallel.gather_model`."""
     tensors = model.state_dict()
     if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-        return model
-    main = dist.get_rank() == 0
+        return model if main else None
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors.items():  # one at a time: the device need not have room for all
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -18,7 +18,15 @@ import torch.distributed as dist
 
 from ...errors import GristmillError
 from .launch import Launch, launched
-from .processes import PATIENCE, Processes, check_backends, lost_another, start_processes, stop_processes
+from .processes import (
+    PATIENCE,
+    Processes,
+    check_backends,
+    lost_another,
+    start_processes,
+    stop_processes,
+    waited_in_vain,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -75,9 +83,10 @@ class Team:
             yield processes
             stop_processes()
         except RuntimeError as error:
-            if not lost_another(error):
+            if not (lost_another(error) or waited_in_vain(error)):
                 raise
-            raise GristmillError(self._why() or self._lost()) from error
+            rest = self._silent() if waited_in_vain(error) else self._lost()
+            raise GristmillError(self._why() or rest) from error
 
     def fail(self, message: str, say: Callable[[str], None]) -> None:
         """Say `message`, with which this process ends, unless another one says what went wrong: the main process does,
@@ -101,6 +110,12 @@ class Team:
 
     def _why(self) -> str | None:
         return self._store.get("failure").decode() if self._store.check(["failure"]) else None
+
+    def _silent(self) -> str:
+        return (
+            f"another of the {self.launch.count} processes has not answered for {PATIENCE.seconds // 60} minutes (does "
+            "it hang, or work alone for longer?); checkpoints are kept, the same command goes on from the last one"
+        )
 
     def _lost(self) -> str:
         return (
