@@ -153,7 +153,7 @@ class TrainingConfig(Frozen):
     def _parts_fit(self) -> TrainingConfig:
         if self.schedule == "constant" and self.tail_steps:
             raise ValueError("tail_steps belongs to schedule cosine or wsd: constant never falls")
-        if self.warmup_steps + self.tail_steps > self.steps:
+        if self.tail_steps and self.warmup_steps + self.tail_steps > self.steps:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) + tail_steps ({self.tail_steps}) exceed steps ({self.steps})"
             )
