@@ -12,7 +12,7 @@ from gristmill.model.attention import causal_attention
 from gristmill.model.decoder import Decoder
 from gristmill.model.experts import router_losses
 from gristmill.train.activations import checkpoint_activations
-from gristmill.train.losses import weighted_cross_entropy
+from gristmill.train.losses import cross_entropy_and_z_loss
 from gristmill.train.precision import PRODUCTS
 
 
@@ -73,7 +73,7 @@ def forward(model, ids, precision, attend=causal_attention):
         if precision in PRODUCTS:
             hidden = hidden.to(PRODUCTS[precision])
         head = model.embedding.weight if model.head is None else model.head.weight
-        loss = weighted_cross_entropy(hidden, head, ids.flatten(), torch.ones(ids.numel()))
+        loss = cross_entropy_and_z_loss(hidden, head, ids.flatten(), torch.ones(ids.numel()))[0]
     router = router_losses(model)
     return loss if router is None else loss + router
 

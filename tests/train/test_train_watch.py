@@ -15,7 +15,7 @@ from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.model.presets import preset
 from gristmill.train.config import WatchConfig
-from gristmill.train.throughput import DRIVER_NAMES, flops_per_step, flops_per_token, mfu, peak_flops
+from gristmill.train.throughput import DRIVER_NAMES, flops_per_token, mfu, peak_flops
 from gristmill.train.watch import PARTS, Watch, norms_by_part, part_of, weights
 
 CONFIG = ModelConfig(
@@ -60,7 +60,6 @@ def test_flops_of_a_llama_shaped_model_by_hand():
     matrices = 12 * (4 * 768 * 768 + 3 * 768 * 2048) + 32_768 * 768
     attention = 12 * 2 * 2 * 768 * 2049 / 2  # scores and sums, a multiply-add is two, half of the keys
     assert flops_per_token(config, 2048) == 3 * (2 * matrices + attention)
-    assert flops_per_step(config, 2048, 32) == flops_per_token(config, 2048) * 32 * 2048
 
 
 def test_the_mfu_of_a_measured_run():

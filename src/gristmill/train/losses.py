@@ -22,28 +22,6 @@ CPU_LOGITS_BYTES = 2**23  # about what a processor caches
 CPU_LEAST_TOKENS = 256
 
 
-def weighted_cross_entropy(
-    hidden_NC: Tensor,
-    head_VC: Tensor,
-    targets_N: Tensor,
-    weights_N: Tensor,
-    bias_V: Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
-    z_loss: float = 0.0,
-) -> Tensor:
-    """sum_n weights[n] * (-log softmax(logits[n])[targets[n]] + z_loss * logsumexp(logits[n])^2), a float32 scalar.
-    Logits are scale * (hidden @ head.T + bias), and cap * tanh(logit / cap) of that with a soft-cap, as in
-    `Decoder.logits`.
-
-    Logits are made for `chunk_tokens` tokens at a time and their gradient is taken at once, so memory is O(chunk * V)
-    instead of O(N * V). The products run in the dtype of `hidden_NC`; softmax and sums in float32, the sum of the
-    head's gradient too. A token of weight 0 costs a product: leave it out where it is known without waiting for the
-    device.
-    """
-    return cross_entropy_and_z_loss(hidden_NC, head_VC, targets_N, weights_N, bias_V, scale, softcap, z_loss)[0]
-
-
 def cross_entropy_and_z_loss(
     hidden_NC: Tensor,
     head_VC: Tensor,
@@ -54,7 +32,15 @@ def cross_entropy_and_z_loss(
     softcap: float | None = None,
     z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """`weighted_cross_entropy`, and what of it is z-loss, which has no gradient."""
+    """sum_n weights[n] * (-log softmax(logits[n])[targets[n]] + z_loss * logsumexp(logits[n])^2), and what of it is
+    z-loss, which has no gradient; float32 scalars. Logits are scale * (hidden @ head.T + bias), and
+    cap * tanh(logit / cap) of that with a soft-cap, as in `Decoder.logits`.
+
+    Logits are made for `chunk_tokens` tokens at a time and their gradient is taken at once, so memory is O(chunk * V)
+    instead of O(N * V). The products run in the dtype of `hidden_NC`; softmax and sums in float32, the sum of the
+    head's gradient too. A token of weight 0 costs a product: leave it out where it is known without waiting for the
+    device.
+    """
     shape = (scale, softcap, z_loss, torch.is_grad_enabled())
     kind = hidden_NC.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():

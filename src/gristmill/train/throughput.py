@@ -40,11 +40,6 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     return flops_per_token_training(config, sequence_length)
 
 
-def flops_per_step(config: ModelConfig, sequence_length: int, batch_size: int) -> float:
-    """FLOPs of one optimizer step over `batch_size` sequences."""
-    return flops_per_token(config, sequence_length) * sequence_length * batch_size
-
-
 def peak_flops(device_name: str, precision: str) -> float | None:
     """FLOP/s of the device called so by its driver, at a precision of the loop (fp32, bf16, fp16, fp8) and by the
     convention above; None where hardware.toml does not know the device, and so for every CPU."""
