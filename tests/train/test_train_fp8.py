@@ -153,7 +153,7 @@ def test_on_a_gpu_the_products_agree_with_the_emulation():
     for device in ("cpu", "cuda"):
         linear = Float8Linear(32, 48, bias=False, device=device)
         linear.weight.data.copy_(w)
-        y = x.to(device).requires_grad_()
+        y = x.to(device, copy=True).requires_grad_()
         with torch.autocast(device, torch.bfloat16):
             out = linear(y)
         out.backward(g.to(device))

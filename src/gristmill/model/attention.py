@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autocast import without_autocast
+
 Bias = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -188,7 +190,7 @@ def attention_weights(
 ) -> Tensor:
     """softmax(scores) in float32, `[B, H, T, S]`: heads already repeated, `mask` already cut by `visible`. With sinks
     a row sums to less than one."""
-    with torch.autocast(q_BHTD.device.type, enabled=False):
+    with without_autocast(q_BHTD.device.type):
         scores = (q_BHTD.float() @ k_BHSD.float().transpose(2, 3)) * spec.scale
         if spec.softcap is not None:
             scores = spec.softcap * torch.tanh(scores / spec.softcap)

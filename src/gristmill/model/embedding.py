@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GristmillError
+from .autocast import autocast_dtype
 from .config import ModelShape
 from .positions import sinusoidal
 
@@ -22,8 +23,7 @@ def embed_tokens(table: nn.Embedding, input_ids_BT: Tensor, scale: float) -> Ten
     x_BTC: Tensor = table(input_ids_BT)
     if scale != 1.0:
         x_BTC = x_BTC * torch.tensor(scale, dtype=x_BTC.dtype, device=x_BTC.device)
-    kind = x_BTC.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
+    if autocast_dtype(x_BTC.device.type) == torch.bfloat16:
         return x_BTC.to(torch.bfloat16)
     return x_BTC
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import GristmillError
+from .autocast import autocast_dtype, without_autocast
 from .config import Experts, ModelShape
 from .feed_forward import ACTIVATIONS, FeedForward
 
@@ -108,7 +109,7 @@ class MixtureOfExperts(nn.Module):
     def _route(self, x_NC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits and scores `[N, E]`, the chosen experts and their weights `[N, K]`; all in float32."""
         config = self.config
-        with torch.autocast(x_NC.device.type, enabled=False):
+        with without_autocast(x_NC.device.type):
             logits_NE = F.linear(x_NC.float(), self.router.weight.float())
             scores_NE = logits_NE.softmax(dim=-1) if config.router == "softmax" else logits_NE.sigmoid()
             choice_NE = scores_NE.detach()
@@ -222,8 +223,7 @@ def grouped_linear(x_MC: Tensor, weight_EFC: Tensor, ends_E: Tensor) -> Tensor:
     One grouped product where torch has one, with no wait for the device in bfloat16 on a GPU; else a product for each
     expert that has rows. Under autocast both operands are cast, as for a linear layer.
     """
-    if torch.is_autocast_enabled(x_MC.device.type):
-        dtype = torch.get_autocast_dtype(x_MC.device.type)
+    if (dtype := autocast_dtype(x_MC.device.type)) is not None:
         x_MC, weight_EFC = x_MC.to(dtype), weight_EFC.to(dtype)
     if grouped_mm_runs(x_MC, weight_EFC):
         return F.grouped_mm(x_MC, weight_EFC.transpose(1, 2), offs=ends_E)

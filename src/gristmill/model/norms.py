@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .autocast import without_autocast
 from .config import ModelShape
 
 
@@ -17,7 +15,7 @@ class RMSNorm(nn.RMSNorm):
     leave its fused kernel where the two differ, and on a GPU it would make the result float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with _without_autocast(x):
+        with without_autocast(x.device.type):
             return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
@@ -26,7 +24,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        with _without_autocast(x):
+        with without_autocast(x.device.type):
             return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
 
 
@@ -55,13 +53,6 @@ class OffsetLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
         return F.layer_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), bias, self.eps).to(x.dtype)
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
 
 
 def build_norm(config: ModelShape, width: int | None = None) -> nn.Module:

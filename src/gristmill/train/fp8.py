@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..model.autocast import autocast_dtype, without_autocast
 from ..plan.activations import SMALLEST_FP8_WEIGHT, multiplied_in_fp8
 
 FORWARD_TYPE = torch.float8_e4m3fn
@@ -32,8 +33,8 @@ class Float8Linear(nn.Linear):
         if not torch.is_grad_enabled():
             return F.linear(x, self.weight, self.bias)
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        with torch.autocast(kind, enabled=False):
+        dtype = autocast_dtype(kind) or x.dtype
+        with without_autocast(kind):
             y: Tensor = _Float8Product.apply(x.flatten(0, -2).to(dtype), self.weight)
             y = y.unflatten(0, x.shape[:-1])
             return y if self.bias is None else y + self.bias.to(dtype)

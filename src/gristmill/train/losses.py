@@ -5,7 +5,6 @@ Shape suffixes: N tokens, C hidden_size, V vocabulary.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels.cross_entropy import LogitShape, cross_entropy_
+from ..model.autocast import without_autocast
 
 GPU_LOGITS_BYTES = 2**29
 # Each chunk reads and writes the head's float32 gradient (8 V C bytes) for 6 n V C operations in products of n tokens;
@@ -42,8 +42,7 @@ def cross_entropy_and_z_loss(
     device.
     """
     shape = (scale, softcap, z_loss, torch.is_grad_enabled())
-    kind = hidden_NC.device.type
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+    with without_autocast(hidden_NC.device.type):
         total, squares = _ChunkedCrossEntropy.apply(hidden_NC, head_VC, bias_V, targets_N, weights_N, *shape)
     return total, squares
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import GristmillError
 from ..model.attention import Attend
+from ..model.autocast import autocast_dtype
 from ..model.decoder import Decoder
 from ..model.encoder import Encoder
 from ..model.experts import mark_padding
@@ -99,10 +100,7 @@ def _learned_from(hidden_BTC: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor
 
 def _as_products(hidden_NC: Tensor) -> Tensor:
     """In the type that products are computed in."""
-    kind = hidden_NC.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return hidden_NC.to(torch.get_autocast_dtype(kind))
-    return hidden_NC
+    return hidden_NC.to(autocast_dtype(hidden_NC.device.type) or hidden_NC.dtype)
 
 
 def _with_sums(total: Tensor, squares: Tensor, z_loss: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ..model.attention import Attend, AttentionSpec, DocumentAttention, alibi_slopes, causal_attention
+from ..model.autocast import autocast_dtype
 
 # Measured on a processor: calling attention for one more document costs as much as this many masked pairs.
 PAIRS_OF_A_CALL = 4096
@@ -87,7 +88,7 @@ class PackedAttention(DocumentAttention):
             self.offsets = torch.full((tokens + 1,), tokens, dtype=torch.int32, device=device)
             self.offsets[: len(self.starts)].copy_(self.starts.int(), non_blocking=True)
             self.extent = torch.tensor([len(self.lengths), max(self.lengths)])
-            dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.float32
+            dtype = autocast_dtype("cuda") or torch.float32
             for spec in specs:
                 if _fits_flex(spec) and not fits_flash(spec, dtype):
                     self._prepare(spec)
@@ -99,8 +100,7 @@ class PackedAttention(DocumentAttention):
             return super().__call__(spec, q_BTHD, k_BTKD, v_BTKE)
         if self.one_a_row and _is_simple(spec, self.time):
             return whole_rows(spec, q_BTHD, k_BTKD, v_BTKE)
-        if torch.is_autocast_enabled("cuda"):
-            dtype = torch.get_autocast_dtype("cuda")
+        if (dtype := autocast_dtype("cuda")) is not None:
             q_BTHD, k_BTKD, v_BTKE = q_BTHD.to(dtype), k_BTKD.to(dtype), v_BTKE.to(dtype)
         if fits_flash(spec, q_BTHD.dtype):
             return packed_flash(spec, q_BTHD, k_BTKD, v_BTKE, self.offsets, self.extent)
