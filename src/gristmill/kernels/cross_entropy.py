@@ -6,12 +6,12 @@ form is what the kernel is tested against. Shape suffixes: N tokens, V vocabular
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .available import has_triton
 
 
 class LogitShape(NamedTuple):
@@ -83,8 +83,3 @@ def cross_entropy_reference(
         if grad.dtype != products_NV.dtype:
             products_NV.copy_(grad)
     return loss[:, 0], square[:, 0]
-
-
-@cache
-def has_triton() -> bool:
-    return find_spec("triton") is not None
