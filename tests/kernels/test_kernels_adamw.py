@@ -59,7 +59,12 @@ def test_large_and_small_tensors_are_updated_alike(monkeypatch):
             for weight in weights:
                 weight.grad = tensors(weight.numel() + step, torch.float32, "cuda")[1][: weight.numel()].contiguous()
             stepper.found_inf = torch.full((), float(step == 2), device="cuda")
-            stepper.step()
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first makes the state
+            try:
+                stepper.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         assert [stepper.state[weight]["step"].item() for weight in weights] == [3, 3, 3]
         ends.append(weights)
     for one, other in zip(*ends, strict=True):

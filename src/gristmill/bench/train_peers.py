@@ -45,7 +45,8 @@ def train_peer(
     Gives the loss of the first step and of every `every`-th, and the seconds from one of them to the next.
     """
     build, logits = PEERS[name]
-    model = build(ours).to(device, weights).train()
+    with device:  # a billion weights are drawn there in a moment
+        model = build(ours).to(device, weights).train()
     matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
     optimizer = torch.optim.AdamW(

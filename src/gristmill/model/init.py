@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -25,13 +27,13 @@ ShapeT = TypeVar("ShapeT", bound=ModelShape)
 
 GPT2_STD = 0.02
 ROUTER_SCALE = 0.1  # Fedus et al. 2021, section 2.4: a router as large as the rest makes training unstable
+MOST_DRAWN_AT_ONCE = 8  # parameters, each a float32 copy beside the weight itself
 MUP_HEAD_DIM = 64  # with heads of this width muP's 1/d attention is the usual 1/sqrt(d)
 
 _RESIDUAL_OUTPUT = re.compile(r"(\.output\.weight|\.down|\.down\.weight)$")
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-@torch.no_grad()
 def init_weights(model: ModelT, scheme: InitScheme, seed: int) -> ModelT:
     """Fill every parameter and buffer of state; the model itself, for chaining. Its device and dtype stay.
 
@@ -47,13 +49,19 @@ def init_weights(model: ModelT, scheme: InitScheme, seed: int) -> ModelT:
     """
     config: ModelConfig = model.config  # type: ignore[assignment]
     offsets = {id(module.weight) for module in model.modules() if isinstance(module, OffsetRMSNorm | OffsetLayerNorm)}
-    for name, parameter in model.named_parameters():
+
+    def fill(name: str, parameter: Tensor) -> None:
         if name.endswith((".bias", ".sinks")) or id(parameter) in offsets:
             parameter.zero_()
         elif parameter.dim() == 1:
             parameter.fill_(1.0)
         else:
             parameter.copy_(_draw(name, parameter.shape, _std(name, parameter, config, scheme), seed))
+
+    # A generator draws one number after the other, 60 million a second; parameters are independent of each other.
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_DRAWN_AT_ONCE)) as threads:
+        for _ in threads.map(torch.no_grad()(fill), *zip(*model.named_parameters(), strict=True)):
+            pass
     for name, buffer in model.named_buffers():
         if name.endswith("selection_bias"):
             buffer.zero_()

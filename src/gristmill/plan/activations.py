@@ -264,13 +264,14 @@ def _feed_forward(config: ModelConfig, layer: int, arithmetic: Arithmetic) -> fl
 
 
 def _late(config: ModelConfig, layer: int, size: int, arithmetic: Arithmetic) -> float:
-    """What lives longer where whole blocks are repeated. Compiled code writes the activation's result (that of each
-    block of the stretch), which otherwise stays inside a kernel, and takes gradients of weights behind those of the
+    """What lives longer where whole blocks are repeated. Compiled code writes the activation's result (for a CPU
+    that of each block of the stretch), which otherwise stays inside a kernel, and takes gradients of weights behind those of the
     block's inputs, so that what they are made of outlives its last use but that. As written, experts' results in
     float32 are there twice."""
     if arithmetic.compiled:
         wide = arithmetic.operand * _wide(config, layer)
-        return wide * ((2 if config.gated else 1) + 1 + (size if config.gated else 0))
+        results = size if config.gated and arithmetic.device == "cpu" else 0
+        return wide * ((2 if config.gated else 1) + 1 + results)
     if not config.has_experts(layer):
         return 0.0
     assert config.experts is not None

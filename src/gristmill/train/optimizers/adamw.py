@@ -68,7 +68,7 @@ def _update_large(each: Sequence[One], group: dict[str, Any], scale: Tensor | No
     steps = [state["step"] for _, _, state in each]
     one = torch.ones((), device=steps[0].device)
     scale, skip = one if scale is None else scale, torch.zeros_like(one) if skip is None else skip
-    torch._foreach_add_(steps, one - skip)
+    torch._foreach_add_(steps, [one - skip] * len(steps))  # a list: of one tensor it would read the number
     made = torch.stack(steps).double()  # in float32 the bias of an average over 1,000 steps would have four digits
     beta1, beta2 = group["betas"]
     rates = torch.stack([group["lr"] / (1 - beta1**made), (1 - beta2**made).rsqrt()], dim=1).float()
