@@ -264,9 +264,9 @@ def _feed_forward(config: ModelConfig, layer: int, arithmetic: Arithmetic) -> fl
 
 
 def _late(config: ModelConfig, layer: int, size: int, arithmetic: Arithmetic) -> float:
-    """What lives longer where whole blocks are repeated. Compiled code writes the activation's result (for a CPU
-    that of each block of the stretch), which otherwise stays inside a kernel, and takes gradients of weights behind those of the
-    block's inputs, so that what they are made of outlives its last use but that. As written, experts' results in
+    """What lives longer where whole blocks are repeated. Compiled code writes the activation's result, which otherwise
+    stays inside a kernel (for a CPU that of each block of the stretch), and takes gradients of weights behind those of
+    the block's inputs, so that what they are made of outlives its last use but that. As written, experts' results in
     float32 are there twice."""
     if arithmetic.compiled:
         wide = arithmetic.operand * _wide(config, layer)
