@@ -132,7 +132,11 @@ def bench_train(
     for turn in range(rounds):
         for name in ("gristmill", *installed):
             say(f"{name}, round {turn + 1} of {rounds}")
+            started = perf_counter()
             _add(rows, _measure(name, setting), setting)
+            # At once: what follows may be cut short.
+            rate, whole = rows[name].rounds[-1], perf_counter() - started
+            say(f"{name}: {rate:,} tokens/s; {whole:.0f} s with its making and compiling")
     return {
         "rows": [asdict(row) for row in rows.values()],
         "shape": shape,
