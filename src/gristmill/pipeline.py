@@ -18,12 +18,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from .artifact import (
     Engine,
-    Figures,
     Manifest,
     StageFunction,
-    StageRun,
     build,
     hash_json,
     join_build,
@@ -169,17 +169,16 @@ def join() -> None:
     own = team()
     assert own is not None
     for call in own.calls():
-        directory, name = Path(call["directory"]), call["stage"]
-        recipe = load_recipe(directory / "recipe.yaml")
-        stage = STAGES[STAGE_NAMES.index(name)]
-        config = getattr(recipe, name)
+        stage = STAGES[STAGE_NAMES.index(call["stage"])]
+        section: Any = Recipe.model_fields[stage.name].annotation
+        config = TypeAdapter(section).validate_python(call["config"])
         with own.training(config.training.device):
             join_build(
-                artifact_dir(directory, name),
+                Path(call["target"]),
                 function=_function(stage),
                 config=config,
-                inputs=_inputs(stage, recipe, directory),
-                seed=recipe.seed,
+                inputs={name: Path(path) for name, path in call["inputs"].items()},
+                seed=call["seed"],
                 rank=own.launch.rank,
             )
 
@@ -346,7 +345,7 @@ def _run_stage(
             target,
             kind=stage.kind,
             stage=stage.name,
-            function=_shared(stage, directory) if stage.trains and launched() else _function(stage),
+            function=_shared(stage, target) if stage.trains and launched() else _function(stage),
             config=getattr(recipe, stage.name),
             inputs=inputs,
             seed=recipe.seed,
@@ -364,21 +363,11 @@ def _run_stage(
     return manifest
 
 
-def _shared(stage: Stage, directory: Path) -> StageFunction:
+def _shared(stage: Stage, target: Path) -> StageFunction:
     """The stage's function, to which the main process calls the others."""
-    from .train.parallel.team import team
+    from .train.parallel.team import together
 
-    own = team()
-    assert own is not None
-    function = _function(stage)
-
-    def together(config: Any, run: StageRun) -> Figures:
-        own.call(stage=stage.name, directory=str(directory.resolve()))
-        with own.training(config.training.device):
-            figures: Figures = function(config, run)
-        return figures
-
-    return together
+    return together(stage.name, target, _function(stage))
 
 
 def _function(stage: Stage) -> StageFunction:

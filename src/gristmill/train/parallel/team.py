@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from ...artifact import Figures, StageFunction, StageRun
 from ...errors import GristmillError
 from .launch import Launch, launched
 from .processes import (
@@ -139,3 +141,24 @@ def team() -> Team | None:
     except dist.DistError as error:
         raise GristmillError(f"cannot reach the other processes: {error}; start them with torchrun") from None
     return Team(launch, PrefixStore(f"gristmill/{launch.attempt}", store))
+
+
+def together(stage: str, target: Path, function: StageFunction) -> StageFunction:
+    """Main process: a stage's function, to which the others are called while `target` is built; the function itself
+    where there is one process only."""
+    own = team()
+    if own is None:
+        return function
+
+    def call_and_run(config: Any, run: StageRun) -> Figures:
+        own.call(
+            stage=stage,
+            target=str(target.resolve()),
+            config=config.model_dump(mode="json"),
+            inputs={name: str(path.resolve()) for name, path in run.inputs.items()},
+            seed=run.seed,
+        )
+        with own.training(config.training.device):
+            return function(config, run)
+
+    return call_and_run
