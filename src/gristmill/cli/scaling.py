@@ -44,6 +44,8 @@ def scaling(
     from ..train.scaling import scaling as train_ladder
     from ..train.scaling_figure import draw_scaling
 
+    if not math.isfinite(inference_tokens):
+        raise GristmillError(f"--inference-tokens takes a number, not {inference_tokens}")
     source = recipe / "recipe.yaml" if recipe.is_dir() else recipe
     checked = load_recipe(source, overrides or [])
     if checked.base is None:
@@ -74,31 +76,27 @@ def scaling(
 
 def table(report: dict[str, Any], directory: Path) -> str:
     """The report as lines of text."""
-    from ..plan.scaling import EXPONENTS
-
     law, low_high = report["law"], report["intervals"]
     shown = ", ".join(
         f"{name} {law[key]:.3g} [{low_high[key][0]:.3g}, {low_high[key][1]:.3g}]"
         for key, name in (("floor", "E"), ("alpha", "alpha"), ("beta", "beta"))
     )
-    lines = [f"{'model':<12}{'parameters':>12}{'tokens':>14}{'FLOP':>11}{'bits/byte':>11}{'law':>9}"]
+    lines = [
+        "parameters: those that are multiplied, N of the law; a table that is only looked up counts in `in all` alone",
+        f"{'model':<12}{'parameters':>14}{'in all':>14}{'tokens':>16}{'FLOP':>11}{'bits/byte':>11}{'law':>9}",
+    ]
     lines += [
-        f"{one['name']:<12}{one['params']:>12,.0f}{one['tokens']:>14,.0f}{one['flops']:>11.2e}{one['loss']:>11.4f}"
-        f"{one['predicted']:>9.4f}"
+        f"{one['name']:<12}{one['params']:>14,.0f}{one['total_params']:>14,.0f}{one['tokens']:>16,.0f}"
+        f"{one['flops']:>11.2e}{one['loss']:>11.4f}{one['predicted']:>9.4f}"
         for one in report["models"]
     ]
     lines += ["", f"L(N, D) = E + A/N^alpha + B/D^beta: {shown} ({report['confidence']:.0%} intervals)", ""]
-    smallest, largest = EXPONENTS
-    loose = [key for key in ("alpha", "beta") if low_high[key][0] <= smallest or low_high[key][1] >= largest]
-    if loose:
-        lines += [
-            f"These models do not settle {' and '.join(loose)}: sizes below are guesses. Train a wider ladder.",
-            "",
-        ]
+    if report["caveats"]:
+        lines += [*report["caveats"], ""]
     for best in report["budgets"]:
-        low, high = best["params_interval"]
+        within = "[?]" if best["params_interval"] is None else "[{:,.0f}, {:,.0f}]".format(*best["params_interval"])
         lines.append(
-            f"{best['flops']:.2e} FLOP: {best['params']:,.0f} parameters [{low:,.0f}, {high:,.0f}] on "
+            f"{best['flops']:.2e} FLOP: {best['params']:,.0f} parameters {within} on "
             f"{best['tokens']:,.0f} tokens ({best['tokens_per_param']:.1f} each), {best['loss']:.3f} bits per byte"
         )
         if served := best.get("with_inference"):

@@ -290,4 +290,9 @@ class PretrainConfig(Frozen):
             raise ValueError(f"mixture: a phase from step {starts[-1]} on never comes: steps is {self.training.steps}")
         if (self.init == "mup") != (self.mup_base_width is not None):
             raise ValueError("init: mup and mup_base_width belong together; give both or neither")
+        if self.init == "mup" and self.training.optimizer == "adafactor":
+            raise ValueError(
+                "init: mup does not go with optimizer: adafactor, which moves a weight relative to its size, so that "
+                "muP's factors would count width twice; take adamw, adam8bit or muon"
+            )
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +35,30 @@ def draw_scaling(report: dict[str, Any], path: Path) -> None:
             axes.plot(flops, [law.loss(size, c / 6 / size) for c in flops], color=colour, linewidth=1, alpha=0.6)
             shown = f"{size / 1e6:.3g}M" if size >= 1e6 else f"{size / 1e3:.3g}k"
             axes.plot([m["flops"] for m in mine], [m["loss"] for m in mine], "o", color=colour, label=shown)
-        reach = np.geomspace(min(m["flops"] for m in models), max(b["flops"] for b in report["budgets"]), 80)
-        axes.plot(reach, [law.loss(*law.optimal(c)) for c in reach], "--", color=INK, linewidth=1.2, label="optimum")
+        ends = [m["flops"] for m in models] + [b["flops"] for b in report["budgets"]]
+        if best := _optima(law, np.geomspace(min(ends), max(ends), 80)):
+            axes.plot(*zip(*best, strict=True), "--", color=INK, linewidth=1.2, label="optimum")
         for budget in report["budgets"]:
-            low, high = budget["loss_interval"]
-            axes.plot([budget["flops"]] * 2, [low, high], color=INK, linewidth=2)
+            if budget["loss_interval"] is not None:
+                axes.plot([budget["flops"]] * 2, budget["loss_interval"], color=INK, linewidth=2)
         axes.set_xscale("log")
         axes.set_xlabel("FLOPs of training (6 N D)", color=INK)
         axes.set_ylabel("validation bits per byte", color=INK)
         axes.grid(color=FAINT, linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(title="parameters", frameon=False, fontsize=8)
+        axes.legend(title="multiplied parameters", frameon=False, fontsize=8)
         axes.set_title(
             f"L = {law.floor:.3g} + {law.a:.3g} / N^{law.alpha:.2f} + {law.b:.3g} / D^{law.beta:.2f}",
             fontsize=10,
             color=INK,
         )
         figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _optima(law: Law, budgets: Iterable[float]) -> list[tuple[float, float]]:
+    """`(flops, lowest loss)` for those budgets that have one."""
+    found = []
+    for flops in budgets:
+        with suppress(GristmillError):
+            found.append((flops, law.loss(*law.optimal(flops))))
+    return found
