@@ -78,7 +78,7 @@ def test_a_killed_ladder_goes_on_to_its_report(run, tmp_path):
     shutil.copytree(run, cut)
     models = cut / "scaling" / "models"
     process = start(command(cut))
-    while not list(models.glob(".h4-r0.5.partial/_scratch/checkpoints/*/state.json")):
+    while not list(models.glob(".h4-r0.5.partial/_scratch/checkpoints/[!.]*/state.json")):
         assert process.poll() is None, process.communicate()
     process.kill()
     process.communicate()

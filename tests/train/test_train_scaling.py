@@ -128,6 +128,7 @@ def test_once_the_models_are_trained_there_is_a_report(losses_of, said, tmp_path
         assert "with 1e+06 tokens of use" in shown
     else:
         assert said in shown
+    pytest.importorskip("matplotlib")
     draw_scaling(report, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 

@@ -35,9 +35,9 @@ def scaling(
     """Train a ladder of small models on a run's tokens, fit loss over parameters and tokens, name the best sizes.
 
     The run's stages tokenizer and tokens must be there; report.json and scaling.png are written to its directory
-    scaling/. A ladder that was cut goes on.
+    scaling/. A ladder that was cut goes on. With several processes: torchrun --nproc-per-node N -m gristmill scaling.
 
-    Example: gristmill scaling recipes/quickstart.yaml --heads 1,2,3 --tokens-per-parameter 5,10,20
+    Example: gristmill scaling recipes/quickstart.yaml --heads 1,2,4 --tokens-per-parameter 2,8
     """
     from ..pipeline import artifact_dir, lock, source_hash
     from ..recipe import load_recipe
