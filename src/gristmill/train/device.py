@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from ..errors import GristmillError
+
+# Parameters of glibc's mallopt (malloc.h). The first is as high as it may be set.
+MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 32 << 20
+TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES = -1, 2**31 - 1
 
 
 def resolve_device(device: str) -> torch.device:
@@ -33,3 +39,20 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[None]:
+    """Inside it, on a CPU under glibc, memory that a step frees stays with the process, for the next step. It would
+    else go back to the system and come again page by page, which takes a tenth of a small model's step."""
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+    libc.mallopt(TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+    try:
+        yield
+    finally:
+        libc.mallopt(TRIM_THRESHOLD, 2 * MMAP_THRESHOLD_BYTES)  # what glibc itself would have come to by then
+        libc.malloc_trim(0)

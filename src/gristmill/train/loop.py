@@ -22,7 +22,7 @@ from .checkpoint import Checkpoints
 from .compiled import compiled, eager, resolve_compile
 from .config import TrainingConfig
 from .data import Shard
-from .device import deterministic, resolve_device
+from .device import deterministic, freed_memory_kept, resolve_device
 from .fp8 import use_fp8
 from .loader import Ahead
 from .loggers import open_loggers
@@ -117,6 +117,7 @@ class Training:
             )
             say(run.log, self.estimate)
         stack.enter_context(deterministic(self.device, config.deterministic))
+        stack.enter_context(freed_memory_kept(self.device))
         self.meter = PeakMeter(self.device)
         self._place(stack)
         objective = Objective(model, loss_function)
