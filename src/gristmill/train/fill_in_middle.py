@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import GristmillError
 from ..tokenizer.special import FILL_IN_THE_MIDDLE
@@ -71,13 +71,13 @@ class FillInMiddle:
         first = int(tokens[0] == marks.bos)
         behind = len(tokens) - int(tokens[-1] == marks.eos and len(tokens) > first)
         rng = np.random.default_rng([self.seed, 4, document_number, epoch])
-        left, right = first + np.sort(rng.integers(behind - first + 1, size=2))
+        left, right = sorted(rng.integers(first, behind + 1, size=2).tolist())
         before, middle, after = tokens[first:left], tokens[left:right], tokens[right:behind]
-        prefix, gap, suffix = (np.array([mark]) for mark in marks[:3])
-        psm = [prefix, before, suffix, after, gap, middle]
-        spm = [prefix, suffix, after, gap, before, middle]
+        prefix, gap, suffix = ([mark] for mark in marks[:3])
+        psm: list[ArrayLike] = [prefix, before, suffix, after, gap, middle]
+        spm: list[ArrayLike] = [prefix, suffix, after, gap, before, middle]
         parts = psm if rng.random() < 0.5 else spm
-        return np.concatenate([tokens[:first], *parts, tokens[behind:]]).astype(np.int64)
+        return np.concatenate([tokens[:first], *parts, tokens[behind:]], dtype=np.int64)
 
 
 def mask_tokens(
