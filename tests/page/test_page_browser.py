@@ -88,7 +88,8 @@ def test_a_run_in_trouble_says_so_at_one_look(browser, tmp_path):
     log.emit("stage_started", "base", fingerprint="f", resumed=False)
     for step in range(5, 501, 5):
         norm = 300.0 if step == 400 else 1.0 + (step % 7) / 50
-        log.emit("metric", "base", step=step, loss=5 - step / 200, grad_norm=norm, skipped=step == 400, mfu=0.41)
+        more = {"mfu": 0.41} | ({"validation_bits_per_byte": 1.5} if step == 250 else {})
+        log.emit("metric", "base", step=step, loss=5 - step / 200, grad_norm=norm, skipped=step == 400, **more)
     with serving(make_app(directory)) as address:
         browser.size(1280, 900)
         browser.open(f"{address}/#pretraining")
@@ -100,6 +101,8 @@ def test_a_run_in_trouble_says_so_at_one_look(browser, tmp_path):
         assert browser.evaluate("document.querySelectorAll('[data-id=curves-base] circle.mark-ring').length") == 2
         charts = "[...document.querySelectorAll('[data-id=curves-base] .chart.third')].map(c => c.textContent)"
         assert any("step 500: MFU 41.0 %" in text for text in browser.evaluate(charts))
+        halves = browser.evaluate(charts.replace("third", "half"))
+        assert any("step 250: all 1.5" in text for text in halves)  # when it was measured
         for step in range(505, 701, 5):
             log.emit("metric", "base", step=step, loss=2.5 + (step - 500) / 20, grad_norm=1.0, skipped=0)
         browser.wait_for(f"{verdict} === 'in trouble: In trouble: loss.'")

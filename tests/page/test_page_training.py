@@ -104,6 +104,8 @@ def test_skipped_steps_count_and_only_many_lately_are_trouble():
     assert states(rows)["Skipped steps"] == "good"
     assert words(rows, "Skipped steps") == "of 2,000, the last by step 255"
     rows[-3]["skipped"] = 1
+    assert states(rows)["Skipped steps"] == "good"  # one of the last 200
+    rows[-9]["skipped"] = 2
     assert states(rows)["Skipped steps"] == "watch"
     for row in rows[-20:]:
         row["skipped"] = 1

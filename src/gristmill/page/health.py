@@ -21,7 +21,7 @@ RISE = 0.05  # loss above its lowest stretch by this share: it rises
 VALIDATION_RISE = 0.01  # validation above its best by this share
 STEEP = 5.0  # gradient norm over its own median
 SPIKE_SIGMAS, SPIKE_WINDOW = 6.0, 128  # the loop's own rule, over what is logged
-MANY_SKIPPED = 0.05  # share of the recent steps
+SOME_SKIPPED, MANY_SKIPPED = 0.01, 0.05  # share of the recent steps; a small run that is well skips one in hundreds
 SLOW = 0.8  # of the run's median speed
 STALL, LONG_STALL = 0.01, 0.1  # share of the time that batches are waited for
 UNEVEN = 3.0  # load of the busiest expert over the mean
@@ -101,7 +101,7 @@ def skipped_steps(rows: Sequence[Row]) -> Check | None:
     first = values[-len(recent) - 1][0] if len(values) > len(recent) else 0
     share = sum(recent) / max(values[-1][0] - first, 1)
     last = max(step for step, value in values if value)
-    state = "bad" if share > MANY_SKIPPED else "watch" if sum(recent) else "good"
+    state = "bad" if share > MANY_SKIPPED else "watch" if share > SOME_SKIPPED else "good"
     return _check("Skipped steps", state, total, "count", f"of {values[-1][0]:,}, the last by step {last:,}")
 
 

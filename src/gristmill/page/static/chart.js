@@ -175,9 +175,14 @@ export class Chart {
     this.readout.textContent = `${this.spec.x} ${format(last.step, "count")}: ${values.join(", ")}`;
   }
 
+  /** The last values, at the newest step that has any: the rows after it tell of other charts. */
   #latest() {
-    const latest = { step: this.rows.at(-1).step };
-    for (const { key } of this.spec.series) latest[key] = this.#points(key).at(-1)?.[1];
+    const latest = { step: 0 };
+    for (const { key } of this.spec.series) {
+      const [step, value] = this.#points(key).at(-1) ?? [0];
+      latest.step = Math.max(latest.step, step);
+      latest[key] = value;
+    }
     return latest;
   }
 
