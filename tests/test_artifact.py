@@ -4,9 +4,18 @@ import os
 import pytest
 from pydantic import BaseModel
 
-from gristmill.artifact import SCRATCH, StageRun, artifact_hash, build, check_files, read_manifest, verify
+from gristmill.artifact import (
+    CHECKPOINTS,
+    SCRATCH,
+    StageRun,
+    artifact_hash,
+    build,
+    check_files,
+    read_manifest,
+    verify,
+)
 from gristmill.errors import GristmillError
-from gristmill.events import StageLog
+from gristmill.events import EventLog, StageLog
 
 
 class Config(BaseModel):
@@ -20,7 +29,7 @@ def write_stage(config: Config, run: StageRun) -> dict[str, float]:
     return {"letters": len(config.text)}
 
 
-def make(target, function=write_stage, config=None, inputs=None, fingerprint="f"):
+def make(target, function=write_stage, config=None, inputs=None, fingerprint="f", log=None):
     return build(
         target,
         kind="report",
@@ -30,7 +39,7 @@ def make(target, function=write_stage, config=None, inputs=None, fingerprint="f"
         inputs=inputs or {},
         seed=1,
         fingerprint=fingerprint,
-        log=StageLog.silent("demo"),
+        log=log or StageLog.silent("demo"),
     )
 
 
@@ -85,6 +94,30 @@ def test_work_under_another_fingerprint_is_thrown_away(tmp_path):
         make(tmp_path / "demo", fail, fingerprint="old")
     manifest = make(tmp_path / "demo", fingerprint="new")
     assert "stale.txt" not in manifest.files
+
+
+def test_checkpoints_under_another_fingerprint_are_put_aside_and_found_again(tmp_path):
+    def cut(config, run):
+        seen.append(sorted(path.name for path in run.scratch.glob(f"{CHECKPOINTS}/*")))
+        (run.scratch / CHECKPOINTS / f"step-{len(seen)}").mkdir(parents=True)
+        raise RuntimeError
+
+    def start(fingerprint):
+        log = EventLog(None)
+        log.subscribers.append(events.append)
+        with pytest.raises(RuntimeError):
+            make(tmp_path / "demo", cut, fingerprint=fingerprint, log=log.stage("demo"))
+
+    seen, events = [], []
+    for fingerprint in ("long run", "mistake", "long run", "mistake"):
+        start(fingerprint)
+    assert seen == [[], [], ["step-1"], ["step-2"]]
+    assert [event["resumed"] for event in events if event["type"] == "stage_started"] == [False, False, True, True]
+    notes = [event["message"] for event in events if event["type"] == "note"]
+    assert len(notes) == 3
+    assert str(tmp_path / ".demo.partial-long run") in notes[0]
+    make(tmp_path / "demo", fingerprint="mistake")
+    assert (tmp_path / ".demo.partial-long run").exists()  # what took days is for the user to remove
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from .events import StageLog
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SCRATCH = "_scratch"
+CHECKPOINTS = "checkpoints"  # in the scratch directory of a stage that trains
 KINDS = (
     "collection",
     "corpus",
@@ -107,7 +108,8 @@ def build(
 ) -> Manifest:
     """Run one stage and seal what it wrote as the artifact `target`. `config` is a pydantic model.
 
-    Earlier work in the partial directory is kept when it was made under the same fingerprint, else removed first.
+    Earlier work in the partial directory is kept when it was made under the same fingerprint, else removed first, or
+    put aside where there are checkpoints in it.
     """
     assert kind in KINDS, kind
     partial = target.parent / f".{target.name}.partial"
@@ -115,9 +117,15 @@ def build(
     if finished is not None:  # killed between its last file and the rename
         _replace(partial, target)
         return finished
+    aside = exchange_partial(partial, fingerprint)
     resumed = prepare_partial(partial, fingerprint)
     parents = {name: read_manifest(path).hash for name, path in inputs.items()}
     log.emit("stage_started", fingerprint=fingerprint, resumed=resumed)
+    if aside is not None:
+        log.note(
+            f"unfinished training with another recipe, other parents or another gristmill is put aside in {aside}: the "
+            "same command as before goes on from it; remove it if you need it no more"
+        )
     started = time.time()
     previous = target if (target / MANIFEST).exists() else None
     run = StageRun(partial, partial / SCRATCH, dict(inputs), seed, log, previous, workers, engine)
@@ -142,6 +150,27 @@ def join_build(
     out.mkdir(parents=True)
     previous = target if (target / MANIFEST).exists() else None
     function(config, StageRun(out, scratch, dict(inputs), seed, StageLog.silent(), previous))
+
+
+def exchange_partial(partial: Path, fingerprint: str) -> Path | None:
+    """Put a working directory that holds checkpoints made under another fingerprint aside, and take back the one of
+    this fingerprint if it was put aside before: no mistaken command costs a run that took days. Returns where the
+    first lies now."""
+    mark = partial / SCRATCH / "fingerprint"
+    before = mark.read_text() if mark.exists() else ""
+    aside = None
+    if before != fingerprint and any((partial / SCRATCH / CHECKPOINTS).glob("step-*")):
+        aside = _aside(partial, before)
+        os.rename(partial, aside)
+    kept = _aside(partial, fingerprint)
+    if before != fingerprint and kept.exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        os.rename(kept, partial)
+    return aside
+
+
+def _aside(partial: Path, fingerprint: str) -> Path:
+    return partial.with_name(f"{partial.name}-{fingerprint[:12]}")
 
 
 def prepare_partial(partial: Path, fingerprint: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..artifact import StageRun
+from ..artifact import CHECKPOINTS, StageRun
 from ..errors import GristmillError
 from ..model.experts import expert_load, update_selection_bias
 from .activations import checkpoint_activations
@@ -167,7 +167,7 @@ class Training:
     def _open_checkpoints(self, run: StageRun, identity: Mapping[str, Any]) -> Checkpoints:
         config = self.config
         checkpoints = Checkpoints(
-            run.scratch / "checkpoints",
+            run.scratch / CHECKPOINTS,
             config.keep_checkpoints,
             config.keep_golden,
             # What was offloaded for want of memory is not copied into it.
