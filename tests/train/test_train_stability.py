@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gristmill.train.config import StabilityConfig
+from gristmill.train.parallel.processes import alone
 from gristmill.train.stability import LONGEST_OVERFLOW, Guard, name_not_finite
 
 CPU = torch.device("cpu")
@@ -238,21 +239,21 @@ class Root(nn.Module):
 def test_what_is_not_finite_is_named() -> None:
     net = Net()
     x = torch.ones(2, 3)
-    assert name_not_finite(lambda: net(x).sum(), net) is None
-    assert name_not_finite(lambda: net(x).sum().log() * INF * 0, net).startswith("the loss")
-    assert name_not_finite(lambda: net(x * 2e38).sum(), net) == "the output of first"
-    assert name_not_finite(lambda: net(-x).sum(), net) == "the output of root"
+    assert name_not_finite(lambda: net(x).sum(), net, alone()) is None
+    assert name_not_finite(lambda: net(x).sum().log() * INF * 0, net, alone()).startswith("the loss")
+    assert name_not_finite(lambda: net(x * 2e38).sum(), net, alone()) == "the output of first"
+    assert name_not_finite(lambda: net(-x).sum(), net, alone()) == "the output of root"
     with torch.no_grad():
         net.second.bias.fill_(-12.0)  # 3 * 4 - 12: the root of 0 is finite, its slope is not
-    assert name_not_finite(lambda: net(x).sum(), net) == "the gradient of the output of second"
+    assert name_not_finite(lambda: net(x).sum(), net, alone()) == "the gradient of the output of second"
     with torch.no_grad():
         net.second.weight[0, 1] = NAN
-    assert name_not_finite(lambda: net(x).sum(), net) == "weight second.weight"
+    assert name_not_finite(lambda: net(x).sum(), net, alone()) == "weight second.weight"
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
 def test_naming_leaves_no_hooks_behind() -> None:
     net = Net()
     for x in (torch.ones(2, 3), torch.full((2, 3), NAN)):
-        name_not_finite(lambda x=x: net(x).sum(), net)  # type: ignore[misc]
+        name_not_finite(lambda x=x: net(x).sum(), net, alone())  # type: ignore[misc]
     assert not any(module._forward_hooks for module in net.modules())

@@ -355,7 +355,7 @@ class Training:
             return total
 
         # One at a time: the activations of all of them have no room.
-        names = (name_not_finite(partial(again, batch), self.model) for batch in batches)
+        names = (name_not_finite(partial(again, batch), self.model, self.processes) for batch in batches)
         name = next((name for name in names if name is not None), "the gradient's norm, but no tensor alone,")
         return f"{name} is not finite at step {self.step}, and no step could be made for {self.hopeless} steps"
 

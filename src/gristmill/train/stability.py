@@ -22,12 +22,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import StabilityConfig
+
+if TYPE_CHECKING:
+    from .parallel.processes import Processes
 
 SMALLEST_DEVIATION = 0.01
 LONGEST_OVERFLOW = 32  # halvings of a scale: from 2^16 to 2^-16
@@ -119,47 +122,53 @@ class Guard:
         return torch.where(values.isfinite().sum(dim=0) >= self._enough, bounds, torch.inf)
 
 
-def name_not_finite(objective: Callable[[], Tensor], model: nn.Module) -> str | None:
+def name_not_finite(objective: Callable[[], Tensor], model: nn.Module, processes: Processes) -> str | None:
     """Which tensor is the first that is not finite: a weight, else a module's output or the loss, else a gradient; None
     where none is, as where the sum of squares overflows, or the gradients of several micro-batches do together.
 
-    `objective` makes a micro-batch's loss again, a scalar, through `model`; forward and backward run uncompiled, and
-    with several processes all of them must call this. Gradients are cleared behind it. The answer is a part of a
-    sentence.
+    `objective` makes a micro-batch's loss again, a scalar, through `model`; forward and backward run uncompiled.
+    Gradients are cleared behind it. The answer is a part of a sentence. All `processes` must call this, and get the
+    same answer: of what they find that of the earliest kind, with the process's number unless all find it.
     """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not _finite(tensor):
-            return f"weight {name}"
-    found: list[str] = []
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    weights = [f"weight {name}" for name, tensor in tensors if not _finite(tensor)]
+    outputs: list[str] = []
+    slopes: list[str] = []
     hooks = [
-        module.register_forward_hook(partial(_look_at_output, found=found, name=name))
+        module.register_forward_hook(partial(_look_at_output, outputs=outputs, slopes=slopes, name=name))
         for name, module in model.named_modules()
     ]
     try:
         with torch.compiler.set_stance("force_eager"):
             loss = objective()
-            if not found and not _finite(loss):
-                found.append("the loss")
-            if not found:
-                loss.backward()
-        found += [f"the gradient of {name}" for name, p in model.named_parameters() if not _finite(p.grad)]
+            if not _finite(loss):
+                outputs.append("the loss")
+            loss.backward()  # whatever was found: the other processes wait for this one's gradients
+        gradients = [f"the gradient of {name}" for name, p in model.named_parameters() if not _finite(p.grad)]
     finally:
         for hook in hooks:
             hook.remove()
         model.zero_grad(set_to_none=True)
-    return found[0] if found else None
+    kinds = (weights, outputs, slopes, gradients)  # the last are sums over the processes already
+    for names in zip(*processes.gather_objects([next(iter(kind), None) for kind in kinds]), strict=True):
+        for rank, name in enumerate(names):
+            if name is not None:
+                return name if len(set(names)) == 1 else f"{name} in process {rank}"
+    return None
 
 
-def _look_at_output(module: nn.Module, inputs: Any, output: Any, *, found: list[str], name: str) -> None:
+def _look_at_output(
+    module: nn.Module, inputs: Any, output: Any, *, outputs: list[str], slopes: list[str], name: str
+) -> None:
     """A forward hook: note an output that is not finite, and have its gradient looked at in backward."""
 
     def look_at_gradient(gradient: Tensor) -> None:
         if not _finite(gradient):
-            found.append(f"the gradient of the output of {name or 'the model'}")
+            slopes.append(f"the gradient of the output of {name or 'the model'}")
 
     for tensor in _tensors(output):
         if not _finite(tensor):
-            found.append(f"the output of {name or 'the model'}")
+            outputs.append(f"the output of {name or 'the model'}")
         elif tensor.requires_grad:
             tensor.register_hook(look_at_gradient)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from .launch import Launch, launched
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
+
+T = TypeVar("T")
 
 # Longer than anything that one process does while the others wait: a validation, the writing of a checkpoint.
 PATIENCE = timedelta(minutes=60)
@@ -67,6 +69,14 @@ class Processes:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every process's `value`, in the order of their ranks, in every process."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
 
 
 def alone(device_type: str = "cpu") -> Processes:
