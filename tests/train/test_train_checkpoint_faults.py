@@ -221,6 +221,21 @@ def test_an_error_of_the_thread_is_raised_at_the_next_call_once(tmp_path, monkey
     assert loaded_step(tmp_path) == 2
 
 
+def test_a_poll_tells_of_a_save_that_failed_and_does_not_wait_for_one_under_way(tmp_path, monkeypatch):
+    made = checkpoints(tmp_path, asynchronous=True)
+    made.poll()
+    go_on = threading.Event()
+    with monkeypatch.context() as broken:
+        broken.setattr(saving, "write_shard", lambda path, pieces: go_on.wait(30) and fails(errno.ENOSPC)())
+        made.save(1, state(1), {"step": 1})
+        made.poll()  # under way
+        go_on.set()
+        made._thread.join()
+    with pytest.raises(GristmillError, match=r"step 1 could not be saved .*no space is left on the disk"):
+        made.poll()
+    made.poll()  # said once
+
+
 def test_a_file_that_the_system_cuts_off_is_a_failed_save(tmp_path):
     """A real failing write, in the middle of a shard: the limit on a file's size."""
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -198,6 +199,34 @@ def test_another_architecture_is_refused_in_all_processes(tmp_path):
         assert not any(whole(tensor).any() for name, tensor in tensors.items() if name != "model/more")
 
     assert two(tmp_path, work) == [0, 0]
+
+
+def test_a_poll_raises_in_all_processes_once_all_have_ended(tmp_path):
+    def work(processes):
+        made = checkpoints(tmp_path / "run", processes)
+        go_on = threading.Event()
+
+        def write(path, pieces):
+            assert go_on.wait(30)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        if processes.rank == 1:
+            saving.write_shard = write
+        made.save(1, expected(), {"step": 1})
+        made.poll()
+        go_on.set()
+        if processes.rank == 0:
+            made._thread.join()
+        while made._thread is not None:  # the other process may still be at it
+            try:
+                made.poll()
+            except GristmillError as error:
+                (tmp_path / f"sentence-{processes.rank}").write_text(str(error))
+
+    assert two(tmp_path, work) == [0, 0]
+    first, second = ((tmp_path / f"sentence-{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert "process 1: no space is left on the disk" in first
 
 
 def test_the_death_of_a_process_while_it_writes_leaves_the_last_one(tmp_path):

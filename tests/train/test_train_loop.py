@@ -1,4 +1,7 @@
 import dataclasses
+import errno
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from gristmill.errors import GristmillError
 from gristmill.events import EventLog, StageLog
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
+from gristmill.train.checkpoint import saving
 from gristmill.train.config import TrainingConfig
 from gristmill.train.data import ConversationBatches, PretrainBatches, epoch_indices, pad_examples
 from gristmill.train.loop import train
@@ -99,6 +103,26 @@ def test_a_cut_run_goes_on_bitwise_as_if_it_had_not_been_cut(tmp_path, stop_afte
     assert torch.equal(weights_of(whole), weights_of(resumed))
     assert again.history == result.history
     assert again.steps_run == 12 - (stop_after - 1) // 4 * 4
+
+
+def test_a_checkpoint_that_could_not_be_written_behind_is_told_at_the_next_logged_step(tmp_path, monkeypatch):
+    def full(path, pieces):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    steps = []
+
+    def on_event(event):
+        if event["type"] == "metric":
+            steps.append(event["step"])
+            if event["step"] == 5:  # by now the disk has failed
+                for thread in threading.enumerate():
+                    if thread.name == "checkpoint":
+                        thread.join()
+
+    monkeypatch.setattr(saving, "write_shard", full)
+    with pytest.raises(GristmillError, match=r"step 4 could not be saved .*no space is left"):
+        learn(tmp_path, config(steps=30, checkpoint_every=4), on_event=on_event)
+    assert steps[-1] <= 5
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

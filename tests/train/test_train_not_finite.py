@@ -19,7 +19,7 @@ from gristmill.train.loop import train
 from gristmill.train.objectives import next_token_loss
 from gristmill.train.parallel.processes import Processes
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 SHAPE = ModelConfig(vocab_size=32, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
                     intermediate_size=24, max_seq_len=16)  # fmt: skip

@@ -241,6 +241,7 @@ class Training:
                         values |= norms | {"skipped": self.unlogged}
                         self.history.append(self.watch.entry(done, values, ahead.stall_seconds))
                         self.unlogged = 0
+                        self.checkpoints.poll()
                     if saved:
                         self._save()
                 self.log.progress(done, config.steps, "steps")

@@ -112,6 +112,12 @@ class Checkpoints:
         if error is not None:
             raise error
 
+    def poll(self) -> None:
+        """`wait`, where the last save has ended in all processes; else return at once. So a disk that is full is told
+        in one of the next steps, and not when the next checkpoint is due."""
+        if self._thread is not None and self._exchange.everywhere(not self._thread.is_alive()):
+            self.wait()
+
     def load_latest(self, template: Template) -> tuple[dict[str, Tensor], Any] | None:
         """Load the checkpoint that was saved last: `template()`'s tensors, filled in place, and what was saved with
         them; None where nothing was ever saved.

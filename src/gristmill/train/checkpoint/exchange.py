@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import distributed
 
 from ..parallel.processes import PATIENCE
@@ -22,6 +23,7 @@ class Exchange:
         self.rank = processes.rank
         self.count = processes.count
         self.main = processes.main
+        self._processes = processes
         self._group = distributed.new_group(backend="gloo", timeout=PATIENCE) if processes.count > 1 else None
 
     def all(self, value: T) -> list[T]:
@@ -31,6 +33,10 @@ class Exchange:
         gathered: list[Any] = [None] * self.count
         distributed.all_gather_object(gathered, value, group=self._group)
         return gathered
+
+    def everywhere(self, flag: bool) -> bool:
+        """Whether `flag` holds in all processes. Over the default group, so while a thread is at work in this one."""
+        return int(self._processes.all_reduce(torch.tensor(int(flag)))) == self.count
 
     def from_main(self, value: T) -> T:
         """The first process's `value`."""
