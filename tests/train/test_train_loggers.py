@@ -16,17 +16,31 @@ SETTINGS = {"steps": 10, "muon": {"momentum": 0.95}, "prompts": ["a", "b"], "cli
 
 
 class Service:
-    """Stands for wandb and for trackio: remembers what it was told."""
+    """Stands for wandb and for trackio: remembers what it was told. `keeps_order`: as wandb does, it drops what comes
+    with a step below the last one, which rises by itself where none is given."""
 
-    def __init__(self):
+    def __init__(self, keeps_order):
         self.started, self.logged, self.finished = [], [], 0
+        self.keeps_order, self.last, self.axes = keeps_order, 0, {}
+
+    def define_metric(self, name, step_metric=None):
+        self.axes[name] = step_metric
 
     def init(self, **options):
         self.started.append(options)
         self.id = options.get("id") or "run-1"
         return self
 
-    def log(self, values, step):
+    def log(self, values, step=None):
+        axis = self.axes.get("*")
+        if self.keeps_order:
+            number = self.last + 1 if step is None else step
+            if number < self.last:
+                return
+            self.last = number
+        if axis is not None:
+            step = values[axis]
+            values = {name: value for name, value in values.items() if name != axis}
         self.logged.append((step, values))
 
     def finish(self):
@@ -35,7 +49,7 @@ class Service:
 
 @pytest.fixture(params=["wandb", "trackio"])
 def service(request, monkeypatch):
-    found = Service()
+    found = Service(keeps_order=request.param == "wandb")
     monkeypatch.setitem(sys.modules, request.param, types.SimpleNamespace(init=found.init))
     found.name = request.param
     return found
@@ -64,6 +78,13 @@ def test_the_loggers_are_fed_what_the_event_log_is_fed(service, tmp_path):
     watch.close()
     assert service.logged == [(5, {"loss": 2.5, "validation_bits_per_byte/books": 1.25})]
     assert service.finished == 1
+
+
+def test_steps_after_a_way_back_are_kept(service, tmp_path):
+    (logger,) = open_loggers([service.name], tmp_path / "run", "base", SETTINGS)
+    for step in (10, 20, 5, 15):
+        logger.log(step, {"loss": step / 2})
+    assert service.logged == [(10, {"loss": 5.0}), (20, {"loss": 10.0}), (5, {"loss": 2.5}), (15, {"loss": 7.5})]
 
 
 def test_a_resumed_run_goes_on_in_the_same_series(service, tmp_path):

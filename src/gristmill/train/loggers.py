@@ -50,7 +50,10 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A run of project `gristmill` at Weights & Biases, or on disk alone with its offline mode (`wandb offline`)."""
+    """A run of project `gristmill` at Weights & Biases, or on disk alone with its offline mode (`wandb offline`).
+
+    Its own step only rises, and what comes with a lower one is dropped. A run that went back, or was cut and goes on
+    from a checkpoint, makes steps again: so the step is a metric like others, and the axis of all of them."""
 
     def __init__(self, directory: Path, name: str, settings: Mapping[str, Any], first_step: int):
         directory.mkdir(parents=True, exist_ok=True)
@@ -62,11 +65,13 @@ class WandbLogger:
             config=dict(settings),
             resume="allow",
         )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
         if not first_step:
             _id_file(directory, name).write_text(str(self._run.id) + "\n")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        self._run.log({**values, "step": step})
 
     def text(self, step: int, name: str, text: str) -> None:
         """Left out: a table of texts would be sent whole again at every step."""
