@@ -6,11 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gristmill import cli
 from gristmill.cli import main
+from gristmill.cli.shapes import shape_of
 from gristmill.model.presets import preset
 from gristmill.plan.model import plan_model
+from gristmill.recipe import load_recipe
+from gristmill.train.memory import estimate_memory
+from gristmill.train.precision import resolve_precision
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -218,6 +223,53 @@ def test_a_training_run(planned, monkeypatch, capsys):
     assert " days" in out
 
 
+TRAINING = """
+    steps: 1800
+    batch_size: 16
+    micro_batch_size: 4
+    precision: fp16
+    optimizer: muon
+    compile: "off"
+    device: cpu
+    memory: {activation_checkpointing: block, offload: disk}
+    parallel: {data: zero2}
+"""
+
+
+def test_a_recipe_is_planned_with_its_own_settings_and_flags_go_before_them(planned, tmp_path):
+    """The estimate that training itself makes of the recipe."""
+    path = tmp_path / "recipe.yaml"
+    text = (RECIPES / "quickstart.yaml").read_text()
+    path.write_text(text.replace("\n    steps: 1800\n    batch_size: 16\n", TRAINING, 1))
+    base = load_recipe(path).base
+    printed, values = planned("memory", path)
+    expected = {"micro_batch_size": 4, "sequence_length": 128, "accumulates": True, "precision": "fp16",
+                "optimizer": "muon", "compiled": False, "device": "cpu", "checkpointing": "block", "offload": "disk",
+                "data": "zero2", "processes": 1, "weights": "fp32"}  # fmt: skip
+    assert printed["settings"] == expected
+    config = shape_of(str(path))
+    assert values["memory.total"] == estimate_memory(config, base.training, 128, 1, "fp16", "cpu").total
+    printed, _ = planned("memory", path, "--processes", 4, "--precision", "bf16", "--seq-len", 64, "--device", "cuda",
+                         "--optimizer", "adamw", "--compile")  # fmt: skip
+    expected |= {"processes": 4, "accumulates": False, "precision": "bf16", "sequence_length": 64, "device": "cuda",
+                 "optimizer": "adamw", "compiled": True}  # fmt: skip
+    assert printed["settings"] == expected
+    assert planned("memory", path, "--micro-batch-size", 16)[0]["settings"]["accumulates"] is False
+    printed, values = planned("train", path, "--precision", "fp32")
+    assert (printed["settings"]["tokens"], printed["settings"]["batch_tokens"]) == (1800 * 16 * 128, 16 * 128)
+    assert values["tokens.steps"] == 1800
+    # Without a word about it: the whole batch at once, compiled on a GPU, not on a CPU.
+    plain, _ = planned("memory", RECIPES / "quickstart.yaml")
+    assert {key: plain["settings"][key] for key in ("micro_batch_size", "accumulates", "compiled", "precision")} == {
+        "micro_batch_size": 16, "accumulates": False, "compiled": True, "precision": "bf16"}  # fmt: skip
+    on_cpu, values = planned("memory", RECIPES / "quickstart.yaml", "--device", "cpu")
+    base = load_recipe(RECIPES / "quickstart.yaml").base
+    precision = resolve_precision("auto", torch.device("cpu"))
+    config = shape_of(str(RECIPES / "quickstart.yaml"))
+    assert on_cpu["settings"]["precision"] == precision
+    assert values["memory.total"] == estimate_memory(config, base.training, 128, 1, precision, "cpu").total
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -229,6 +281,9 @@ def test_a_training_run(planned, monkeypatch, capsys):
         (["memory", "llama-3-8b", "--weights", "bf16", "--precision", "fp32"], "cannot be multiplied in fp32"),
         (["memory", "llama-3-8b", "--micro-batch-size", "0"], "micro_batch_size must be at least 1, not 0"),
         (["memory", "gpt2-xl", "--seq-len", "4096"], "more than the model's 1024 learned positions"),
+        (["memory", "gristmill-135m", "--seq-len", "99999"], "seq_len (99999) is more than the model's max_seq_len ("),
+        (["train", "gristmill-135m", "--seq-len", "99999"], "seq_len (99999) is more than the model's max_seq_len ("),
+        (["memory", RECIPES / "quickstart.yaml", "--processes", "3"], "batch_size (16) cannot be shared equally by 3"),
         (["train", "llama-3-8b", "--mfu", "0"], "mfu must be above 0 and at most 1, not 0"),
         (["train", "llama-3-8b", "--accelerator", "h1000"], "accelerator 'h1000' is not known; known are h100-sxm"),
         (["train", "llama-3-8b", "--batch-tokens", "100"], "a step of 100 tokens is less than the 8,192"),

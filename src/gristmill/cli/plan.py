@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import GristmillError
+from .plan_settings import recipe_base, training_settings
 from .shapes import override, shape_of, source_of
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..plan.activations import Arithmetic
     from ..plan.memory import TrainingRun
     from ..plan.quantity import Quantity
+    from ..train.config import PretrainConfig
 
 plan_app = typer.Typer(no_args_is_help=True, help="Planner: what a model costs, from its shape alone.")
 
@@ -38,18 +39,33 @@ Overrides = Annotated[
 SequenceLength = Annotated[
     int | None, typer.Option("--seq-len", help="Tokens in a sequence; the model's max_seq_len by default.")
 ]
-MicroBatch = Annotated[int, typer.Option("--micro-batch-size", help="Sequences per forward pass and process.")]
-Precision = Annotated[str, typer.Option("--precision", help="Type of the products: fp32, bf16, fp16 or fp8.")]
-Weights = Annotated[str, typer.Option("--weights", help="Type of weights, gradients and optimizer state: fp32, bf16.")]
-OptimizerName = Annotated[str, typer.Option("--optimizer", help="adamw, muon, adam8bit or adafactor.")]
-Checkpointed = Annotated[
-    str, typer.Option("--activation-checkpointing", help="What backward computes again: none, sqrt, block, selective.")
+TrainedLength = Annotated[
+    int | None, typer.Option("--seq-len", help="Tokens in a sequence; the recipe's, or the model's max_seq_len.")
 ]
-Offloaded = Annotated[str, typer.Option("--offload", help="Where optimizer state lies: none, cpu or disk.")]
-DataParallelism = Annotated[str, typer.Option("--parallel", help="ddp, zero1, zero2 or zero3.")]
-ProcessCount = Annotated[int, typer.Option("--processes", help="Processes, one on each device.")]
-DeviceKind = Annotated[str, typer.Option("--device", help="cuda or cpu.")]
-Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Whether the model is compiled.")]
+# Settings of training: where a flag is not given a recipe's section base says, and without a recipe the default.
+MicroBatch = Annotated[
+    int | None, typer.Option("--micro-batch-size", help="Sequences per forward pass and process (1).")
+]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="Type of the products: fp32, bf16, fp16 or fp8 (bf16).")
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="Type of weights, gradients and optimizer state: fp32, bf16 (fp32).")
+]
+OptimizerName = Annotated[str | None, typer.Option("--optimizer", help="adamw, muon, adam8bit or adafactor (adamw).")]
+Checkpointed = Annotated[
+    str | None,
+    typer.Option("--activation-checkpointing", help="What backward computes again: none, sqrt, block, selective."),
+]
+Offloaded = Annotated[
+    str | None, typer.Option("--offload", help="Where optimizer state lies: none, cpu or disk (none).")
+]
+DataParallelism = Annotated[str | None, typer.Option("--parallel", help="ddp, zero1, zero2 or zero3 (ddp).")]
+ProcessCount = Annotated[int | None, typer.Option("--processes", help="Processes, one on each device (1).")]
+DeviceKind = Annotated[str | None, typer.Option("--device", help="cuda or cpu (cuda).")]
+Compiled = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="Whether the model is compiled, as it is on cuda.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -94,34 +110,37 @@ def model(
 def memory(
     target: Target,
     overrides: Overrides = None,
-    seq_len: SequenceLength = None,
-    micro_batch_size: MicroBatch = 1,
+    seq_len: TrainedLength = None,
+    micro_batch_size: MicroBatch = None,
     accumulate: Annotated[
-        bool, typer.Option("--accumulate", help="A step sums the gradients of several forward passes.")
-    ] = False,
-    precision: Precision = "bf16",
-    weights: Weights = "fp32",
-    optimizer: OptimizerName = "adamw",
-    activation_checkpointing: Checkpointed = "none",
-    offload: Offloaded = "none",
-    parallel: DataParallelism = "ddp",
-    processes: ProcessCount = 1,
-    device: DeviceKind = "cuda",
-    compile: Compiled = True,
+        bool | None, typer.Option("--accumulate", help="A step sums the gradients of several forward passes.")
+    ] = None,
+    precision: Precision = None,
+    weights: Weights = None,
+    optimizer: OptimizerName = None,
+    activation_checkpointing: Checkpointed = None,
+    offload: Offloaded = None,
+    parallel: DataParallelism = None,
+    processes: ProcessCount = None,
+    device: DeviceKind = None,
+    compile: Compiled = None,
     as_json: AsJson = False,
 ) -> None:
     """The most memory that training a model takes at once, by parts and moments, and what other settings would take.
+
+    Of a recipe it is that of its stage base, with its settings where no flag says otherwise.
 
     Example: gristmill plan memory gristmill-135m --seq-len 2048 --micro-batch-size 32
     """
     from ..plan.train import plan_memory
 
-    source, config = _model(target, overrides)
-    arithmetic, run = _training(
-        config, seq_len, micro_batch_size, precision, weights, optimizer, activation_checkpointing, offload, parallel,
-        processes, device, compile,
-    )  # fmt: skip
-    run = replace(run, accumulates=accumulate)
+    source, config, base = _model(target, overrides)
+    flags = {
+        "micro_batch_size": micro_batch_size, "accumulate": accumulate, "precision": precision, "weights": weights,
+        "optimizer": optimizer, "activation_checkpointing": activation_checkpointing, "offload": offload,
+        "parallel": parallel, "processes": processes, "device": device, "compile": compile,
+    }  # fmt: skip
+    arithmetic, run = training_settings(config, base, seq_len, flags)
     _print(target, source, config, arithmetic, run, plan_memory(config, arithmetic, run), {}, as_json)
 
 
@@ -130,42 +149,52 @@ def train(
     target: Target,
     overrides: Overrides = None,
     tokens: Annotated[
-        float | None, typer.Option("--tokens", help="Tokens to train on; 20 per parameter by default.")
+        float | None,
+        typer.Option("--tokens", help="Tokens to train on; the recipe's, or 20 per parameter by default."),
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option("--batch-tokens", help="Tokens of a step, over all processes; one pass by default.")
+        int | None,
+        typer.Option("--batch-tokens", help="Tokens of a step, over all processes; the recipe's, or one pass."),
     ] = None,
     accelerator: Annotated[
         str, typer.Option("--accelerator", help="The device of each process: h100-sxm, a100-80gb-sxm, l4, ...")
     ] = "h100-sxm",
     mfu: Annotated[float, typer.Option("--mfu", help="Share of the device's peak that training reaches.")] = 0.4,
-    seq_len: SequenceLength = None,
-    micro_batch_size: MicroBatch = 1,
-    precision: Precision = "bf16",
-    weights: Weights = "fp32",
-    optimizer: OptimizerName = "adamw",
-    activation_checkpointing: Checkpointed = "none",
-    offload: Offloaded = "none",
-    parallel: DataParallelism = "ddp",
-    processes: ProcessCount = 1,
-    compile: Compiled = True,
+    seq_len: TrainedLength = None,
+    micro_batch_size: MicroBatch = None,
+    precision: Precision = None,
+    weights: Weights = None,
+    optimizer: OptimizerName = None,
+    activation_checkpointing: Checkpointed = None,
+    offload: Offloaded = None,
+    parallel: DataParallelism = None,
+    processes: ProcessCount = None,
+    compile: Compiled = None,
     as_json: AsJson = False,
 ) -> None:
     """Arithmetic, time and tokens per second of a training run, memory per process and traffic between processes.
+
+    Of a recipe it is its stage base, with its settings where no flag says otherwise.
 
     Example: gristmill plan train llama-3-8b --processes 8 --tokens 160e9 --mfu 0.4 --parallel zero3
     """
     from ..plan.parameters import total_params
     from ..plan.train import Budget, plan_train
 
-    source, config = _model(target, overrides)
-    arithmetic, run = _training(
-        config, seq_len, micro_batch_size, precision, weights, optimizer, activation_checkpointing, offload, parallel,
-        processes, "cuda", compile,
-    )  # fmt: skip
+    source, config, base = _model(target, overrides)
+    flags = {
+        "micro_batch_size": micro_batch_size, "precision": precision, "weights": weights, "optimizer": optimizer,
+        "activation_checkpointing": activation_checkpointing, "offload": offload, "parallel": parallel,
+        "processes": processes, "device": "cuda", "compile": compile,
+    }  # fmt: skip
+    arithmetic, run = training_settings(config, base, seq_len, flags)
+    step, whole = run.tokens * run.processes, 20 * total_params(config)
+    if base is not None:
+        step = base.training.batch_size * run.sequence_length
+        whole = base.training.steps * step
     budget = Budget(
-        tokens=20 * total_params(config) if tokens is None else tokens,
-        batch_tokens=run.tokens * run.processes if batch_tokens is None else batch_tokens,
+        tokens=whole if tokens is None else tokens,
+        batch_tokens=step if batch_tokens is None else batch_tokens,
         accelerator=accelerator,
         utilization=mfu,
     )
@@ -174,54 +203,9 @@ def train(
     )
 
 
-def _model(target: str, overrides: list[str] | None) -> tuple[str, ModelConfig]:
+def _model(target: str, overrides: list[str] | None) -> tuple[str, ModelConfig, PretrainConfig | None]:
     source = source_of(target)
-    return source, override(shape_of(source), overrides or [])
-
-
-def _training(
-    config: ModelConfig,
-    seq_len: int | None,
-    micro_batch_size: int,
-    precision: str,
-    weights: str,
-    optimizer: str,
-    checkpointing: str,
-    offload: str,
-    parallel: str,
-    processes: int,
-    device: str,
-    compiled: bool,
-) -> tuple[Arithmetic, TrainingRun]:
-    """Settings of the command line, checked."""
-    from ..plan.activations import Arithmetic
-    from ..plan.memory import PORTIONS, TrainingRun
-
-    given = {
-        "precision": (precision, ("fp32", "bf16", "fp16", "fp8")),
-        "weights": (weights, ("fp32", "bf16")),
-        "optimizer": (optimizer, tuple(PORTIONS)),
-        "activation-checkpointing": (checkpointing, ("none", "sqrt", "block", "selective")),
-        "offload": (offload, ("none", "cpu", "disk")),
-        "parallel": (parallel, ("ddp", "zero1", "zero2", "zero3")),
-        "device": (device, ("cuda", "cpu")),
-    }
-    for option, (value, known) in given.items():
-        if value not in known:
-            raise GristmillError(f"--{option} {value}: use one of {', '.join(known)}")
-    if weights == "bf16" and precision in ("fp32", "fp16"):
-        raise GristmillError(f"--weights bf16 cannot be multiplied in {precision}; use --precision bf16")
-    chosen: dict[str, Any] = {
-        "micro_batch_size": micro_batch_size,
-        "sequence_length": config.max_seq_len if seq_len is None else seq_len,
-        "optimizer": optimizer,
-        "checkpointing": checkpointing,
-        "offload": offload,
-        "data": parallel,
-        "processes": processes,
-    }
-    kind: Any = device
-    return Arithmetic(precision, weights, kind, compiled), TrainingRun(**chosen)
+    return source, override(shape_of(source), overrides or []), recipe_base(source)
 
 
 def _print(

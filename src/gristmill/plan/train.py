@@ -154,3 +154,8 @@ def _check(config: ModelConfig, run: TrainingRun) -> None:
         raise GristmillError(
             f"seq_len ({run.sequence_length}) is more than the model's {config.max_seq_len} learned positions"
         )
+    if run.sequence_length > config.max_seq_len:
+        raise GristmillError(
+            f"seq_len ({run.sequence_length}) is more than the model's max_seq_len ({config.max_seq_len}): give fewer "
+            f"tokens, or a model that is made for them (--set max_seq_len={run.sequence_length})"
+        )
