@@ -69,6 +69,39 @@ def test_the_three_products_are_those_of_the_rounded_numbers():
     torch.testing.assert_close(linear.bias.grad, grad.sum((0, 1)))
 
 
+@pytest.mark.parametrize("rows", [1, 13, 16, 19])
+def test_rows_are_filled_up_to_what_the_hardware_takes_and_nothing_else_changes(rows, monkeypatch):
+    """Numbers that 8 bits and their scale, a power of two, hold exactly: so are all sums, in any order."""
+    generator = torch.Generator().manual_seed(0)
+
+    def exact(*shape):
+        numbers = torch.tensor([-1.75, -1, -0.5, 0, 0.5, 1, 1.75])[torch.randint(7, shape, generator=generator)]
+        numbers[0, 0] = 1.75  # as large as the largest number of both types, but for a power of two
+        return numbers
+
+    linear = Float8Linear(32, 48)
+    linear.weight.data.copy_(exact(48, 32))
+    linear.bias.data.copy_(exact(1, 48)[0])
+    x, grad = exact(rows, 32), exact(rows, 48)
+    shapes = []
+
+    def product(a, a_scale, b, b_scale, *more, **options):
+        shapes.extend((*a.shape, *b.shape))
+        return scaled_product(a, a_scale, b, b_scale, *more, **options)
+
+    monkeypatch.setattr("gristmill.train.fp8.scaled_product", product)
+    y = x.clone().requires_grad_()
+    out = linear(y[None])
+    out.backward(grad[None])
+    assert out.shape == (1, rows, 48)
+    assert all(size % 16 == 0 for size in shapes)
+    assert len(shapes) == 12
+    assert torch.equal(out[0], x @ linear.weight.T + linear.bias)
+    assert torch.equal(y.grad, grad @ linear.weight)
+    assert torch.equal(linear.weight.grad, grad.T @ x)
+    assert torch.equal(linear.bias.grad, grad.sum(0))
+
+
 def test_blocks_are_swapped_and_nothing_else():
     few = {"num_experts": 4, "top_k": 2, "intermediate_size": 16, "shared_intermediate_size": 16, "dense_layers": (0,)}
     model = decoder(tie_embeddings=False, experts=few)
@@ -146,9 +179,10 @@ def test_it_learns_nearly_as_well():
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_products_agree_with_the_emulation():
+@pytest.mark.parametrize("rows", [64, 53])
+def test_on_a_gpu_the_products_agree_with_the_emulation(rows):
     generator = torch.Generator().manual_seed(0)
-    x, w, g = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((64, 32), (48, 32), (64, 48)))
+    x, w, g = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((rows, 32), (48, 32), (rows, 48)))
     found = []
     for device in ("cpu", "cuda"):
         linear = Float8Linear(32, 48, bias=False, device=device)

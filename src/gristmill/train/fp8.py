@@ -22,6 +22,7 @@ from ..plan.activations import SMALLEST_FP8_WEIGHT, multiplied_in_fp8
 FORWARD_TYPE = torch.float8_e4m3fn
 GRADIENT_TYPE = torch.float8_e5m2
 
+TILE = 16  # the hardware multiplies 8 bits in sizes that are a multiple of it
 SMALLEST_SCALE = 1e-12  # of amax: a tensor of zeros is divided by it instead of by zero
 
 
@@ -35,7 +36,12 @@ class Float8Linear(nn.Linear):
         kind = x.device.type
         dtype = autocast_dtype(kind) or x.dtype
         with without_autocast(kind):
-            y: Tensor = _Float8Product.apply(x.flatten(0, -2).to(dtype), self.weight)
+            rows = x.flatten(0, -2).to(dtype)
+            missing = -len(rows) % TILE
+            if missing:  # rows of zeros, which add nothing to any sum and are no new largest number
+                y: Tensor = _Float8Product.apply(F.pad(rows, (0, 0, 0, missing)), self.weight)[: len(rows)]
+            else:
+                y = _Float8Product.apply(rows, self.weight)
             y = y.unflatten(0, x.shape[:-1])
             return y if self.bias is None else y + self.bias.to(dtype)
 
@@ -45,8 +51,8 @@ def use_fp8(model: nn.Module, smallest_weight: int = SMALLEST_FP8_WEIGHT) -> int
     parameters themselves stay.
 
     Left as they are: what is outside of blocks (embeddings, heads), routers, mixtures of experts (one tensor for all,
-    not linear layers), widths that are no multiple of 16, which the hardware does not take, and weights of fewer than
-    `smallest_weight` numbers.
+    not linear layers), widths that are no multiple of 16, which the hardware does not take (rows are filled up to it),
+    and weights of fewer than `smallest_weight` numbers.
     """
     found = 0
     for name, module in list(model.named_modules()):
@@ -105,20 +111,17 @@ def to_float8(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def scaled_product(
     a_MK: Tensor, a_scale: Tensor, b_KN: Tensor, b_scale: Tensor, dtype: torch.dtype, fast: bool = False
 ) -> Tensor:
-    """(a * a_scale) @ (b * b_scale), `[M, N]` in `dtype`, of tensors of 8 bits.
+    """(a * a_scale) @ (b * b_scale), `[M, N]` in `dtype`, of tensors of 8 bits whose sizes are multiples of `TILE`.
 
     `fast` sums in the tensor cores' own, shorter registers, which is good enough for a forward pass. Where the hardware
     multiplies no 8 bits the same rounded numbers are multiplied in float32, which holds their products exactly.
     """
-    if float8_runs(a_MK):
+    if float8_runs(a_MK.device):
         a, b = a_MK.contiguous(), b_KN.t().contiguous().t()  # the layouts that the product takes: rows by columns
         return torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast)
     return (a_MK.float() @ b_KN.float() * (a_scale * b_scale)).to(dtype)
 
 
-def float8_runs(tensor: Tensor) -> bool:
-    """Whether the tensor's device multiplies 8 bits itself (compute capability 8.9 or more), and its rows, which one of
-    the products sums over, are a multiple of 16."""
-    if tensor.device.type != "cuda" or tensor.shape[0] % 16 or tensor.shape[1] % 16:
-        return False
-    return torch.cuda.get_device_capability(tensor.device) >= (8, 9)
+def float8_runs(device: torch.device) -> bool:
+    """Whether the device multiplies 8 bits itself: compute capability 8.9 or more."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
