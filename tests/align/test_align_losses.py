@@ -8,6 +8,7 @@ from gristmill.align.losses import dpo_loss, sequence_logprobs
 from gristmill.evaluate.tasks import Task
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
+from gristmill.train import losses
 from gristmill.train.config import TrainingConfig
 from gristmill.train.data import pad_examples
 from gristmill.train.precision import autocast
@@ -53,10 +54,11 @@ def test_pairs_take_the_first_right_and_the_first_wrong_answer():
     assert right == pytest.approx(4 / 9)
 
 
-def pairs(precision):
+def pairs(precision, **changes):
     """A small model, a batch of three pairs of unequal lengths, and the reference computed as the stage does."""
     shape = {"hidden_size": 64, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "intermediate_size": 96}
-    model = Decoder(ModelConfig(vocab_size=96, num_layers=2, max_seq_len=64, **shape)).init_weights(3)
+    shape |= {"vocab_size": 96} | changes
+    model = Decoder(ModelConfig(num_layers=2, max_seq_len=64, **shape)).init_weights(3)
     rng = torch.Generator().manual_seed(0)
     examples = []
     for length in (9, 30, 17, 12, 25, 8):
@@ -81,3 +83,25 @@ def test_micro_batches_of_pairs_keep_chosen_beside_rejected():
     parts = batch.split(2)
     assert [part.weight for part in parts] == [2, 1]
     assert sum(_loss(model, part, beta=0.5)[0].item() for part in parts) == pytest.approx(whole.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [{}, {"tie_embeddings": False, "head_bias": True}, {"logit_softcap": 30.0}])
+def test_the_loss_and_its_gradients_are_those_of_all_logits(shape, monkeypatch):
+    """Chunked, against log-softmax over whole logits, in one step of the stage's loss."""
+    monkeypatch.setattr(losses, "CPU_LEAST_TOKENS", 16)
+    monkeypatch.setattr(losses, "CPU_LOGITS_BYTES", 1)
+    model, batch = pairs("fp32", **shape)
+    batch = PairBatch(batch.rows, batch.reference + torch.linspace(-1, 1, 6))
+    found = []
+    for by_chunks in (True, False):
+        if by_chunks:
+            total, _ = _loss(model, batch, beta=0.5)
+        else:
+            logprobs = losses.token_logprobs(model(batch.rows.inputs_BT), batch.rows.targets_BT)
+            sums = sequence_logprobs(logprobs, batch.rows.weights_BT)
+            total = dpo_loss(*sums.chunk(2), *batch.reference.chunk(2), 0.5)[0].sum()
+        model.zero_grad()
+        total.backward()
+        found.append([total.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()

@@ -17,17 +17,19 @@ from torch import Tensor
 from ..artifact import Figures, StageRun, write_json, write_text
 from ..errors import GristmillError
 from ..evaluate.tasks import Task, is_correct, make_tasks
+from ..model.autocast import autocast_dtype
 from ..model.decoder import Decoder
 from ..model.experts import dropless, mark_padding
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.config import TrainingConfig
 from ..train.data import WHOLE, Shard, TokenBatch, check_lengths, epoch_indices, pad_examples
 from ..train.device import resolve_device
+from ..train.logprobs import target_logprobs
 from ..train.loop import train
-from ..train.losses import token_logprobs
 from ..train.objectives import behind_last_target, on_device
 from ..train.parallel.processes import current_processes
 from ..train.precision import autocast, resolve_precision
+from ..train.varlen import attention_specs, training_attention
 from ..weights.hf import save_model
 from ..weights.load import load_model
 from .config import DPOConfig
@@ -175,11 +177,22 @@ def _reference(
 
 
 def _reply_logprobs(model: Decoder, batch: TokenBatch) -> Tensor:
+    """Log-probability of each row's reply, `[B]`. The head is applied to the places that are counted alone."""
     device = model.embedding.weight.device
     mark_padding(model, behind_last_target(batch.weights_BT, device))
-    logits = model(on_device(batch.inputs_BT, device))
-    logprobs = token_logprobs(logits, on_device(batch.targets_BT, device))
-    return sequence_logprobs(logprobs, on_device(batch.weights_BT, device))
+    inputs = on_device(batch.inputs_BT, device)
+    attend = training_attention(inputs.shape, device, attention_specs(model))
+    hidden_BTC = model.hidden_states(inputs, None, attend, context_length=inputs.shape[1])
+    kept = batch.weights_BT.flatten().nonzero()[:, 0]  # known on the host
+    places, targets_N = on_device(kept, device), on_device(batch.targets_BT.flatten()[kept], device)
+    hidden_NC = hidden_BTC.flatten(0, 1).index_select(0, places)
+    hidden_NC = hidden_NC.to(autocast_dtype(device.type) or hidden_NC.dtype)
+    head = model.embedding.weight if model.head is None else model.head.weight
+    bias = None if model.head is None else model.head.bias
+    logprobs_N = target_logprobs(hidden_NC, head, targets_N, bias, model.config.logit_scale, model.config.logit_softcap)
+    weights_BT = on_device(batch.weights_BT, device)
+    logprobs_BT = torch.zeros_like(weights_BT).flatten().index_copy(0, places, logprobs_N).view_as(weights_BT)
+    return sequence_logprobs(logprobs_BT, weights_BT)
 
 
 def _loss(model: Decoder, batch: PairBatch, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
