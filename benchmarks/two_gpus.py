@@ -41,7 +41,7 @@ from gristmill.train.config import TrainingConfig
 from gristmill.train.data import Shard, TokenBatch
 from gristmill.train.device import resolve_device
 from gristmill.train.loop import train
-from gristmill.train.memory import estimate_memory
+from gristmill.train.memory import Rows, estimate_memory
 from gristmill.train.objectives import next_token_loss
 from gristmill.train.parallel.processes import Processes, start_processes, stop_processes
 from gristmill.train.precision import resolve_precision
@@ -158,7 +158,9 @@ def _measure(
     # Noted after step 1 and then every five: a stretch of four, then whole ones, the first of which still warms up.
     seconds = [now - earlier for earlier, now in pairwise(times)][2:]
     precision = resolve_precision(training.precision, device)
-    expected = estimate_memory(config, training, length, processes.count, precision, device.type)
+    expected = estimate_memory(
+        config, training, [Rows(training.batch_size, length)], processes.count, precision, device.type
+    )
     weight = 2 if training.weights == "bf16" else 4
     params, stage = config.num_parameters, STAGES[training.parallel.data]
     ours = {"weight": weight, "gradient": weight, "optimizer": 2 * weight}  # AdamW's two averages

@@ -14,7 +14,7 @@ from gristmill.cli.shapes import shape_of
 from gristmill.model.presets import preset
 from gristmill.plan.model import plan_model
 from gristmill.recipe import load_recipe
-from gristmill.train.memory import estimate_memory
+from gristmill.train.memory import Rows, estimate_memory
 from gristmill.train.precision import resolve_precision
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -248,7 +248,7 @@ def test_a_recipe_is_planned_with_its_own_settings_and_flags_go_before_them(plan
                 "data": "zero2", "processes": 1, "weights": "fp32"}  # fmt: skip
     assert printed["settings"] == expected
     config = shape_of(str(path))
-    assert values["memory.total"] == estimate_memory(config, base.training, 128, 1, "fp16", "cpu").total
+    assert values["memory.total"] == estimate_memory(config, base.training, [Rows(16, 128)], 1, "fp16", "cpu").total
     printed, _ = planned("memory", path, "--processes", 4, "--precision", "bf16", "--seq-len", 64, "--device", "cuda",
                          "--optimizer", "adamw", "--compile")  # fmt: skip
     expected |= {"processes": 4, "accumulates": False, "precision": "bf16", "sequence_length": 64, "device": "cuda",
@@ -267,7 +267,7 @@ def test_a_recipe_is_planned_with_its_own_settings_and_flags_go_before_them(plan
     precision = resolve_precision("auto", torch.device("cpu"))
     config = shape_of(str(RECIPES / "quickstart.yaml"))
     assert on_cpu["settings"]["precision"] == precision
-    assert values["memory.total"] == estimate_memory(config, base.training, 128, 1, precision, "cpu").total
+    assert values["memory.total"] == estimate_memory(config, base.training, [Rows(16, 128)], 1, precision, "cpu").total
 
 
 @pytest.mark.parametrize(

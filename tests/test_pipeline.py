@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 import gristmill
-from gristmill.artifact import read_manifest, verify
+from gristmill.align.config import DPOConfig
+from gristmill.align.dpo import dpo
+from gristmill.artifact import StageRun, read_manifest, verify
 from gristmill.errors import GristmillError
-from gristmill.events import read_events
+from gristmill.events import EventLog, StageLog, read_events
 from gristmill.pipeline import STAGES, lock, run, status
+from gristmill.tokenizer.tokenizer import Tokenizer
+from gristmill.train.memory import Rows, estimate_memory
 from gristmill.weights.locate import locate_model
 
 SYLLABLES = ("ka", "lo", "min", "tar", "ve", "sun", "dri", "pel", "o", "gra", "shi", "ben", "tu", "wor", "li", "zan")
@@ -105,6 +109,41 @@ def test_stages_run_in_order_and_leave_whole_artifacts_with_lineage(finished):
     assert types[0] == "run_started"
     assert types[-1] == "run_finished"
     assert {"progress", "metric", "stage_finished"} <= set(types)
+
+
+def test_fine_tuning_and_alignment_reckon_their_memory_too(finished, tmp_path, monkeypatch):
+    directory, manifests = finished
+    assert manifests["sft"].figures["memory_expected_bytes"] > 0
+    assert manifests["sft"].figures["skipped_steps"] == 0
+
+    def answers(model, tokenizer, tasks, *more):
+        return [[task.answer, "wrong"] for task in tasks]
+
+    monkeypatch.setattr("gristmill.align.dpo.sample_answers", answers)
+    training = {"steps": 2, "batch_size": 4, "learning_rate": 1e-4, "device": "cpu", "precision": "fp32"}
+    config = DPOConfig.model_validate({"prompts": 8, "accuracy_tasks": 2, "training": training})
+    notes = EventLog(None)
+    said = []
+    notes.subscribers.append(said.append)
+    stage = StageRun(
+        tmp_path, tmp_path / "scratch", {"sft": directory / "artifacts" / "sft"}, 0, StageLog(notes, "dpo")
+    )
+    (tmp_path / "scratch").mkdir()
+    figures = dpo(config, stage)
+    assert figures["pairs"] == 8
+    rows = (tmp_path / "pairs.jsonl").read_text().splitlines()
+    assert len(rows) == 8
+    assert any("expected memory" in event.get("message", "") for event in said)
+    model = gristmill.load_model(directory / "artifacts" / "sft").config
+    tokenizer = Tokenizer.load(directory / "artifacts" / "sft")
+    pairs = [json.loads(row) for row in rows]
+    longest = max(
+        len(tokenizer.chat_ids([{"role": "user", "content": pair["prompt"]}, {"role": "assistant", "content": reply}]))
+        for pair in pairs
+        for reply in (pair["chosen"], pair["rejected"])
+    )
+    expected = estimate_memory(model, config.training, [Rows(8, longest - 1)], 1, "fp32", "cpu")
+    assert figures["memory_expected_bytes"] == expected.total
 
 
 def test_models_carry_the_tokenizer_to_the_byte(finished):

@@ -26,6 +26,7 @@ from ..train.data import WHOLE, Shard, TokenBatch, check_lengths, epoch_indices,
 from ..train.device import resolve_device
 from ..train.logprobs import target_logprobs
 from ..train.loop import train
+from ..train.memory import Rows
 from ..train.objectives import behind_last_target, on_device
 from ..train.parallel.processes import current_processes
 from ..train.precision import autocast, resolve_precision
@@ -88,6 +89,9 @@ def dpo(config: DPOConfig, run: StageRun) -> Figures:
     check_lengths(chosen + rejected, model.config.max_seq_len)
     reference = _reference(model, chosen + rejected, tokenizer.pad_id, config.training).view(2, -1)
 
+    longest = max(len(ids) for ids, _ in chosen + rejected) - 1
+    rows = [Rows(batch_size, longest, rows_per_item=2)]
+
     def batch_at(step: int, shard: Shard = WHOLE) -> PairBatch:
         picked = epoch_indices(len(pairs), batch_size, step, run.seed, shard)
         rows = [chosen[i] for i in picked] + [rejected[i] for i in picked]
@@ -95,7 +99,7 @@ def dpo(config: DPOConfig, run: StageRun) -> Figures:
 
     loss = partial(_loss, beta=config.beta)
     with dropless(model):  # as the reference was made: what skips an expert depends on the batch
-        result = train(model, batch_at, loss, config.training, run)
+        result = train(model, batch_at, loss, config.training, run, sequence_length=longest, rows=rows)
     if result.model is None:  # not the main process, which writes it
         return {}
     model = result.model.to("cpu")
@@ -112,6 +116,7 @@ def dpo(config: DPOConfig, run: StageRun) -> Figures:
         "accuracy_after": round(after, 4),
         "accuracy_tasks": config.accuracy_tasks,
         "steps_per_second": round(result.steps_run / max(result.seconds, 1e-9), 2),
+        **result.figures,
     }
 
 

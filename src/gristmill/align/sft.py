@@ -16,6 +16,7 @@ from ..tokenizer.store import TokenStore
 from ..tokenizer.tokenizer import Tokenizer, check_same
 from ..train.data import WHOLE, ConversationBatches, PretrainBatches, Shard, TokenBatch, check_lengths
 from ..train.loop import train
+from ..train.memory import Rows
 from ..train.objectives import next_token_loss
 from ..weights.hf import save_model
 from ..weights.load import load_model
@@ -46,6 +47,11 @@ def sft(config: SFTConfig, run: StageRun) -> Figures:
     batches = ConversationBatches(examples, config.training.batch_size, tokenizer.pad_id, run.seed)
     replay = _replay_batches(config, run, model, tokenizer)
 
+    longest = max(len(ids) for ids, _ in examples) - 1
+    rows = [Rows(config.training.batch_size, longest)]
+    if replay is not None:
+        rows.append(Rows(config.replay_sequences, replay.sequence_length))
+
     def batch_at(step: int, shard: Shard = WHOLE) -> Mixed:
         conversations = batches(step, shard)
         if replay is None:
@@ -54,7 +60,7 @@ def sft(config: SFTConfig, run: StageRun) -> Figures:
 
     with dropless(model):  # no answer is to be learned without an expert that it is given with
         loss = partial(next_token_loss, z_loss=config.training.z_loss)
-        result = train(model, batch_at, loss, config.training, run)
+        result = train(model, batch_at, loss, config.training, run, sequence_length=longest, rows=rows)
     if result.model is None:  # not the main process, which writes it
         return {}
     model = result.model.to("cpu")
@@ -69,6 +75,7 @@ def sft(config: SFTConfig, run: StageRun) -> Figures:
         "accuracy_after": round(after, 4),
         "accuracy_tasks": config.accuracy_tasks,
         "steps_per_second": round(result.steps_run / max(result.seconds, 1e-9), 2),
+        **result.figures,
     }
 
 

@@ -26,7 +26,7 @@ from .device import deterministic, freed_memory_kept, resolve_device
 from .fp8 import use_fp8
 from .loader import Ahead
 from .loggers import open_loggers
-from .memory import PeakMeter, check_fits, compare, say
+from .memory import PeakMeter, Rows, check_fits, compare, say
 from .optimizers import build_optimizer, export_state, import_state, init_state, learning_rate_at
 from .parallel.data_parallel import gather_model, parallelize
 from .parallel.mesh import build_mesh
@@ -68,6 +68,7 @@ def train(
     evaluate_every: int = 0,
     mup_base_width: int | None = None,
     sequence_length: int | None = None,
+    rows: Sequence[Rows] = (),
     write: Write | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> TrainResult:
@@ -76,12 +77,13 @@ def train(
     `batch_at(number, shard)` gives a process's rows of batch `number` and must depend on its arguments alone: that is
     what makes a resumed run equal to an undisturbed one. `evaluate` is called every `evaluate_every` steps and at the
     end; its figures join the history. `mup_base_width`: parameters learn at muP's rates (`parameter_groups`).
-    `sequence_length`, where all rows have one, lets memory be reckoned before the first step: what would not fit is
-    refused. `write` gives texts with what the model makes of them, which are logged every `watch.sample_every` steps.
-    `identity` must be the same where a cut run goes on, such as the hash of the tokenizer.
+    `sequence_length`, the longest row's, lets memory be reckoned before the first step: what would not fit is refused.
+    `rows` are those of a step, where they are not `config.batch_size` of that length. `write` gives texts with what the
+    model makes of them, which are logged every `watch.sample_every` steps. `identity` must be the same where a cut run
+    goes on, such as the hash of the tokenizer.
     """
     with ExitStack() as stack:
-        training = Training(model, loss_function, config, run, mup_base_width, sequence_length, identity or {}, stack)
+        training = Training(model, loss_function, config, run, mup_base_width, sequence_length, rows, identity, stack)
         return training.go(batch_at, evaluate, evaluate_every, write)
 
 
@@ -100,7 +102,8 @@ class Training:
         run: StageRun,
         mup_base_width: int | None,
         sequence_length: int | None,
-        identity: Mapping[str, Any],
+        rows: Sequence[Rows],
+        identity: Mapping[str, Any] | None,
         stack: ExitStack,
     ):
         self.model, self.config, self.log = model, config, run.log
@@ -112,9 +115,8 @@ class Training:
         self.checkpoints = stack.enter_context(self._open_checkpoints(run, identity))
         self.estimate = None
         if sequence_length is not None:
-            self.estimate = check_fits(
-                model.config, config, sequence_length, self.processes.count, self.precision, self.device
-            )
+            batch = rows or (Rows(config.batch_size, sequence_length),)
+            self.estimate = check_fits(model.config, config, batch, self.processes.count, self.precision, self.device)
             say(run.log, self.estimate)
         stack.enter_context(deterministic(self.device, config.deterministic))
         stack.enter_context(freed_memory_kept(self.device))
@@ -164,7 +166,7 @@ class Training:
             loggers = open_loggers(watch.loggers, run.out.parent.parent, run.log.stage, settings, self.step)
         return Watch(watch, run.log, flops, self.device, self.precision, self.processes, loggers)
 
-    def _open_checkpoints(self, run: StageRun, identity: Mapping[str, Any]) -> Checkpoints:
+    def _open_checkpoints(self, run: StageRun, identity: Mapping[str, Any] | None) -> Checkpoints:
         config = self.config
         checkpoints = Checkpoints(
             run.scratch / CHECKPOINTS,
@@ -173,7 +175,7 @@ class Training:
             # What was offloaded for want of memory is not copied into it.
             config.async_checkpoints and config.memory.offload == "none",
             self.processes,
-            identity={"model": type(self.model).__name__, "optimizer": config.optimizer} | dict(identity),
+            identity={"model": type(self.model).__name__, "optimizer": config.optimizer} | dict(identity or {}),
             note=run.log.note,
         )
         checkpoints.check_writable()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Protocol
 
@@ -25,6 +24,16 @@ RESERVE = 0.05  # of a device's memory: what the allocator cannot hand out becau
 CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What of a step's batch goes through the model together: `items` over all processes, the unit that micro-batches
+    count, each of `rows_per_item` rows (a pair has two) of at most `length` tokens."""
+
+    items: int
+    length: int
+    rows_per_item: int = 1
+
+
 class Log(Protocol):
     """Where lines for people go."""
 
@@ -34,51 +43,55 @@ class Log(Protocol):
 def estimate_memory(
     config: ModelConfig,
     training: TrainingConfig,
-    sequence_length: int,
+    batch: Sequence[Rows],
     processes: int,
     precision: str,
     device_kind: str,
 ) -> Estimate:
-    """The most bytes that a process needs on its device at once (plan/memory.py). `precision` is a resolved one;
-    `device_kind` is cuda or cpu."""
+    """The most bytes that a process needs on its device at once (plan/memory.py): a bound where rows are shorter than
+    said, or have places that are not learned from. `batch` are all rows of a step, those of one length together.
+    `precision` is a resolved one; `device_kind` is cuda or cpu."""
     arithmetic = Arithmetic(
         precision=precision,
         weights=training.weights,
         device="cuda" if device_kind == "cuda" else "cpu",
         compiled=resolve_compile(training.compile, torch.device(device_kind)) != "off",
     )
-    share = max(training.batch_size // processes, 1)
-    micro = min(training.micro_batch_size or share, share)
-    run = TrainingRun(
-        micro_batch_size=micro,
-        sequence_length=sequence_length,
-        accumulates=micro < share,
-        optimizer=training.optimizer,
-        checkpointing=training.memory.activation_checkpointing,
-        offload=training.memory.offload,
-        data=training.parallel.data,
-        processes=processes,
-    )
-    return peak_memory(config, arithmetic, run)
+    runs = []
+    for rows in batch:
+        share = max(rows.items // processes, 1)
+        micro = min(training.micro_batch_size or share, share)
+        run = TrainingRun(
+            micro_batch_size=micro * rows.rows_per_item,
+            sequence_length=rows.length,
+            accumulates=micro < share or len(batch) > 1,
+            optimizer=training.optimizer,
+            checkpointing=training.memory.activation_checkpointing,
+            offload=training.memory.offload,
+            data=training.parallel.data,
+            processes=processes,
+        )
+        runs.append(peak_memory(config, arithmetic, run))
+    return max(runs, key=lambda memory: memory.total)
 
 
 def check_fits(
     config: ModelConfig,
     training: TrainingConfig,
-    sequence_length: int,
+    batch: Sequence[Rows],
     processes: int,
     precision: str,
     device: torch.device,
 ) -> Estimate:
     """The estimate. GristmillError where the device has less memory, naming the first settings that would fit, in the
     order of what they cost: smaller micro-batches, more checkpointing, shards, state in host memory."""
-    estimate = estimate_memory(config, training, sequence_length, processes, precision, device.type)
+    estimate = estimate_memory(config, training, batch, processes, precision, device.type)
     room = memory_of(device) * (1 - RESERVE)
     if estimate.total <= room:
         return estimate
     needed = f"training needs about {in_bytes(estimate.total)}, but {device} has {in_bytes(memory_of(device))}"
     for changes, changed in smaller_settings(training, processes, device.type):
-        if estimate_memory(config, changed, sequence_length, processes, precision, device.type).total <= room:
+        if estimate_memory(config, changed, batch, processes, precision, device.type).total <= room:
             raise GristmillError(f"{needed}; it would fit with {' and '.join(changes)}")
     raise GristmillError(
         f"{needed}; no setting makes it fit: take a smaller model or sequence_length, or more processes with "
@@ -140,22 +153,17 @@ def _read(path: str) -> str:
 
 
 class PeakMeter:
-    """The most memory that was in use since it was made: what tensors took on a GPU; on a CPU how much this process's
-    resident set has grown, which sees neither memory that was there before nor a growth below an earlier high mark."""
+    """The most memory that tensors took on a GPU since it was made. On a CPU there is none to read: how a process grows
+    says nothing of its tensors, as it had memory before and gives some back to itself."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._before = 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        else:
-            self._before = _resident()
 
-    def peak(self) -> int:
-        """Bytes. A GPU is not waited for: its allocator counts on the host."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return max(_highest_resident() - self._before, 0)
+    def peak(self) -> int | None:
+        """Bytes; None on a CPU. A GPU is not waited for: its allocator counts on the host."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
 
 def say(log: Log, estimate: Estimate) -> None:
@@ -164,21 +172,9 @@ def say(log: Log, estimate: Estimate) -> None:
     log.note(f"expected memory: {in_bytes(estimate.total)} ({parts})")
 
 
-def compare(estimate: Estimate, peak: int) -> dict[str, float]:
-    """What was expected and what was measured, in bytes, and their ratio."""
-    figures: dict[str, float] = {"memory_expected_bytes": estimate.total, "memory_peak_bytes": peak}
-    return figures | ({"memory_expected_over_peak": estimate.total / peak} if peak else {})
-
-
-def _resident() -> int:
-    """Bytes of this process in memory now; the high mark where the system does not say."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return _highest_resident()
-
-
-def _highest_resident() -> int:
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest if sys.platform == "darwin" else highest * 1024
+def compare(estimate: Estimate, peak: int | None) -> dict[str, float]:
+    """What was expected and, where it was measured, what was, in bytes, and their ratio."""
+    figures: dict[str, float] = {"memory_expected_bytes": estimate.total}
+    if peak is not None:
+        figures |= {"memory_peak_bytes": peak, "memory_expected_over_peak": estimate.total / peak}
+    return figures
