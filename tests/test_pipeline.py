@@ -125,17 +125,16 @@ def test_fine_tuning_and_alignment_reckon_their_memory_too(finished, tmp_path, m
     notes = EventLog(None)
     said = []
     notes.subscribers.append(said.append)
-    stage = StageRun(
-        tmp_path, tmp_path / "scratch", {"sft": directory / "artifacts" / "sft"}, 0, StageLog(notes, "dpo")
-    )
+    inputs = {"sft": directory / "artifacts" / "sft"}
+    stage = StageRun(tmp_path, tmp_path / "scratch", inputs, 0, StageLog(notes, "dpo"))
     (tmp_path / "scratch").mkdir()
     figures = dpo(config, stage)
     assert figures["pairs"] == 8
     rows = (tmp_path / "pairs.jsonl").read_text().splitlines()
     assert len(rows) == 8
     assert any("expected memory" in event.get("message", "") for event in said)
-    model = gristmill.load_model(directory / "artifacts" / "sft").config
-    tokenizer = Tokenizer.load(directory / "artifacts" / "sft")
+    model = gristmill.load_model(inputs["sft"]).config
+    tokenizer = Tokenizer.load(inputs["sft"])
     pairs = [json.loads(row) for row in rows]
     longest = max(
         len(tokenizer.chat_ids([{"role": "user", "content": pair["prompt"]}, {"role": "assistant", "content": reply}]))
