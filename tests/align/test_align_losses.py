@@ -97,7 +97,9 @@ def test_the_loss_and_its_gradients_are_those_of_all_logits(shape, monkeypatch):
         if by_chunks:
             total, _ = _loss(model, batch, beta=0.5)
         else:
-            logprobs = losses.token_logprobs(model(batch.rows.inputs_BT), batch.rows.targets_BT)
+            logprobs = (
+                model(batch.rows.inputs_BT).float().log_softmax(-1).gather(-1, batch.rows.targets_BT[..., None])[..., 0]
+            )
             sums = sequence_logprobs(logprobs, batch.rows.weights_BT)
             total = dpo_loss(*sums.chunk(2), *batch.reference.chunk(2), 0.5)[0].sum()
         model.zero_grad()

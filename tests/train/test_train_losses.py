@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from gristmill.train import losses
-from gristmill.train.losses import chunk_tokens, cross_entropy_and_z_loss, token_logprobs
+from gristmill.train.losses import chunk_tokens, cross_entropy_and_z_loss
 
 
 def weighted_cross_entropy(*arguments, **options):
@@ -141,13 +141,6 @@ def test_without_gradients_none_are_made(monkeypatch):
 def test_uniform_logits_cost_log_of_the_vocabulary():
     loss = weighted_cross_entropy(torch.zeros(4, 8), torch.randn(32, 8), torch.arange(4), torch.ones(4))
     assert loss.item() == pytest.approx(4 * math.log(32), rel=1e-6)
-
-
-def test_token_logprobs_pick_the_targets():
-    logits = torch.randn(2, 3, 5)
-    targets = torch.randint(0, 5, (2, 3))
-    expected = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(2, 3)
-    torch.testing.assert_close(token_logprobs(logits, targets), expected)
 
 
 @pytest.mark.gpu

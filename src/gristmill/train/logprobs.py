@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels.cross_entropy import LogitShape, cross_entropy_
 from ..model.autocast import without_autocast
-from .losses import _add_product, chunk_tokens
+from .losses import add_product, chunk_tokens
 
 
 def target_logprobs(
@@ -72,7 +72,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             logits = hidden @ head.T
             cross_entropy_(logits, targets_N[rows], weights_N[rows], shape)  # becomes their gradient
             torch.mm(logits, head, out=grad_hidden[rows])
-            grad_head = _add_product(grad_head, logits.T, hidden, alone=len(chunks) == 1)
+            grad_head = add_product(grad_head, logits.T, hidden, alone=len(chunks) == 1)
             if grad_bias is not None:
                 grad_bias += logits.sum(dim=0, dtype=torch.float32)
         grad_head = torch.zeros_like(head_VC) if grad_head is None else grad_head.to(head_VC.dtype)

@@ -1,4 +1,4 @@
-"""Losses of the training loop: cross-entropy that never holds all logits, and log-probabilities of targets.
+"""The loss of the training loop: cross-entropy that never holds all logits.
 
 Shape suffixes: N tokens, C hidden_size, V vocabulary.
 """
@@ -92,7 +92,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 continue
             grad_logits = logits
             torch.mm(grad_logits, head, out=grad_hidden[rows])
-            grad_head = _add_product(grad_head, grad_logits.T, hidden, alone=size >= count)
+            grad_head = add_product(grad_head, grad_logits.T, hidden, alone=size >= count)
             if bias_V is not None:
                 more = grad_logits.sum(dim=0, dtype=torch.float32)
                 grad_bias = more if grad_bias is None else grad_bias.add_(more)
@@ -116,7 +116,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return *grads, None, None, None, None, None, None
 
 
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor, alone: bool) -> Tensor:
+def add_product(total: Tensor | None, left: Tensor, right: Tensor, alone: bool) -> Tensor:
     """`total` + left @ right, in place and in float32; the product's own dtype where it is `alone`."""
     if total is None:
         if alone or left.dtype == torch.float32:
@@ -129,8 +129,3 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor, alone: bool)
     if left.is_cuda:  # its products of 16-bit numbers are sums in float32 anyway
         return torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
     return total.add_(left @ right)
-
-
-def token_logprobs(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """log softmax(logits)[targets], `[B, T]`, in float32."""
-    return torch.log_softmax(logits_BTV.float(), dim=-1).gather(-1, targets_BT[..., None])[..., 0]
