@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from gristmill.engine.blocks import BlockPool
+from gristmill.engine.config import EngineConfig
 from gristmill.engine.request import Request
 from gristmill.engine.runner import Runner
 from gristmill.engine.sampling import SamplingParams
@@ -213,16 +215,19 @@ def _reload(directory: Path) -> Any:
 @torch.no_grad()
 def _greedy(model: Decoder, ids: torch.Tensor) -> list[int]:
     """Through the engine's scheduler, runner and cache."""
-    request = Request(0, ids[0].tolist(), SamplingParams(max_tokens=NEW_TOKENS))
-    scheduler = Scheduler(max_num_seqs=1, max_num_batched_tokens=ids.shape[1])
-    runner = Runner(model, 1, ids.shape[1] + NEW_TOKENS, model.config.vocab_size)
+    request = Request(0, ids[0].tolist(), SamplingParams(max_tokens=NEW_TOKENS, temperature=0))
+    longest, prompt = ids.shape[1] + NEW_TOKENS, ids.shape[1]
+    config = EngineConfig(
+        max_num_seqs=1, max_model_len=longest, max_num_batched_tokens=prompt, num_blocks=-(-longest // 16)
+    )
+    scheduler = Scheduler(config, BlockPool(config.num_blocks, config.block_size))
+    runner = Runner(model, config, model.config.vocab_size)
     scheduler.add(request)
     while len(request.output_ids) < NEW_TOKENS:
-        chunks = scheduler.schedule()
-        logits = runner.step(chunks)
-        for chunk in chunks:
-            scheduler.computed(chunk)
-        request.output_ids.append(int(logits.argmax()))
+        step = scheduler.schedule()
+        assert step is not None
+        scheduler.took(request, runner.launch(step).read().token_ids)
+        scheduler.done(step)
     return [*request.prompt_ids, *request.output_ids]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,7 @@ import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from gristmill.engine.sampler import Sampled
-from gristmill.engine.sampling import SamplingParams
+from gristmill.engine.sampler import Drawn, Sampler
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.tokenizer.templates import builtin_template
@@ -79,9 +77,13 @@ def scripted(monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
     """Let any model say these ids: one after the other, to each sequence of a step the same."""
     left = iter(ids)
 
-    def sample(logits: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Sampled:
-        token = next(left) if params else 0
-        logprobs = {row: (-0.5, []) for row, wanted in enumerate(params) if wanted.logprobs}
-        return Sampled([token] * len(params), [True] * len(params), logprobs)
+    def sample(self: Sampler, logits_BV: torch.Tensor, slots_B: torch.Tensor, *_: object) -> Drawn:
+        rows = len(logits_BV)
+        drawn = Drawn(torch.full((rows,), next(left)), torch.ones(rows, dtype=torch.bool), slots_B)
+        drawn.tops = {slot: 0 for slot, params in self._placed.items() if params.logprobs}
+        if drawn.tops:
+            drawn.logprob_B = torch.full((rows,), -0.5)
+            drawn.top_ids_BK, drawn.top_values_BK = torch.zeros(rows, 0, dtype=torch.int64), torch.zeros(rows, 0)
+        return drawn
 
-    monkeypatch.setattr("gristmill.engine.engine.sample", sample)
+    monkeypatch.setattr(Sampler, "sample", sample)

@@ -23,7 +23,9 @@ def make_engine(model, tokenizer):
     started = []
 
     def make(max_num_seqs=4, max_waiting=8, on_step=None):
-        config = EngineConfig(max_num_seqs=max_num_seqs, max_model_len=96, max_num_batched_tokens=128)
+        config = EngineConfig(
+            max_num_seqs=max_num_seqs, max_model_len=96, max_num_batched_tokens=128, num_blocks=6 * max_num_seqs
+        )
         engine = AsyncEngine(Engine(model, tokenizer, config), max_waiting, on_step)
         engine.start()
         started.append(engine)
@@ -41,7 +43,7 @@ def hold(monkeypatch):
     """`hold(engine)` makes its steps wait until `.set()`; `.entered` tells that one began."""
 
     def install(engine):
-        gate, forward = threading.Event(), engine.engine.runner.step
+        gate, forward = threading.Event(), engine.engine.runner.hidden_states
         gate.entered = threading.Event()
 
         def step(chunks):
@@ -49,7 +51,7 @@ def hold(monkeypatch):
             assert gate.wait(30)
             return forward(chunks)
 
-        monkeypatch.setattr(engine.engine.runner, "step", step)
+        monkeypatch.setattr(engine.engine.runner, "hidden_states", step)
         return gate
 
     return install
@@ -125,13 +127,13 @@ def test_abort_ends_the_stream_and_frees_everything(make_engine):
 
 def test_a_failed_step_is_told_and_the_engine_goes_on(make_engine, monkeypatch):
     engine = make_engine()
-    forward = engine.engine.runner.step
-    monkeypatch.setattr(engine.engine.runner, "step", lambda chunks: 1 / 0)
+    forward = engine.engine.runner.hidden_states
+    monkeypatch.setattr(engine.engine.runner, "hidden_states", lambda chunks: 1 / 0)
 
     async def main():
         with pytest.raises(ZeroDivisionError):
             await texts_of(submit(engine, [5], [6]))
-        monkeypatch.setattr(engine.engine.runner, "step", forward)
+        monkeypatch.setattr(engine.engine.runner, "hidden_states", forward)
         return await texts_of(submit(engine, [5]))
 
     assert asyncio.run(main())[1] == ["length"]

@@ -27,7 +27,12 @@ def poisoned():
 
 
 def engine_of(model, tokenizer, max_num_seqs=4, max_num_batched_tokens=256):
-    limits = EngineConfig(max_num_seqs=max_num_seqs, max_model_len=96, max_num_batched_tokens=max_num_batched_tokens)
+    limits = EngineConfig(
+        max_num_seqs=max_num_seqs,
+        max_model_len=96,
+        max_num_batched_tokens=max_num_batched_tokens,
+        num_blocks=6 * max_num_seqs,
+    )
     return Engine(model, tokenizer, limits)
 
 
@@ -68,15 +73,15 @@ def test_a_poisoned_slot_is_clean_for_the_next(poisoned, tokenizer):
 def test_a_step_that_throws_ends_its_requests_only(model, tokenizer, monkeypatch):
     engine = engine_of(model, tokenizer, max_num_seqs=2)
     requests = [engine.add_request([10 + i, 20], GREEDY) for i in range(4)]
-    forward = engine.runner.step
+    forward = engine.runner.hidden_states
     failures = iter([RuntimeError("the device is out of memory")])
 
-    def fail_once(chunks):
+    def fail_once(step):
         for failure in failures:
             raise failure
-        return forward(chunks)
+        return forward(step)
 
-    monkeypatch.setattr(engine.runner, "step", fail_once)
+    monkeypatch.setattr(engine.runner, "hidden_states", fail_once)
     drain(engine)
     assert [r.finish_reason for r in requests] == ["error", "error", "length", "length"]
     assert requests[3].output_ids == greedy_by_full_forward(model, [13, 20], (), 10)

@@ -175,7 +175,10 @@ def test_mistakes_are_named_before_any_work(model, tokenizer, prompts, params, n
     [
         ({"max_model_len": 97}, "max_model_len is 97; this model takes 1 to 96"),
         ({"max_num_seqs": 0}, "max_num_seqs is 0"),
-        ({"max_num_seqs": 10**9, "max_num_batched_tokens": 10**9}, "GB of cache"),
+        ({"num_blocks": 5}, "num_blocks = 5 of 16 tokens hold 80 tokens; set max_model_len to at most 80"),
+        ({"num_blocks": 10**10}, "GB are free: set at most"),
+        ({"max_num_seqs": 10**9}, "max_num_seqs is 1000000000; at most"),
+        ({"memory_utilization": 1.5}, "memory_utilization is 1.5; it must be above 0 and at most 1"),
         ({"max_num_seqs": 9, "max_num_batched_tokens": 8}, "max_num_batched_tokens is 8"),
     ],
 )
@@ -241,7 +244,7 @@ def test_a_model_directory(model, tokenizer, tmp_path):
     assert LLM(directory, "float32", device="cpu", max_num_seqs=2).generate(prompts, GREEDY) == expected
     assert LLM(tmp_path, torch.float32, device="cpu").generate(prompts, GREEDY) == expected
     low = LLM(directory, "bfloat16", device="cpu")
-    assert low.engine.runner.cache.keys[0].dtype == torch.bfloat16
+    assert low.engine.runner.cache.layers[0].keys.dtype == torch.bfloat16
     assert len(low.generate(prompts, GREEDY)) == 2
     end = expected[0].token_ids[3]
     settings = json.loads((directory / "generation_config.json").read_text())

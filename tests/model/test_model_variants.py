@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_variants import ABSOLUTE, VARIANTS, VOCAB, random_ids, random_model, variant
 
-from gristmill.engine.cache import CacheAttention, SlotCache
+from gristmill.engine.attention import PagedAttention
+from gristmill.engine.cache import PagedCache
+from gristmill.engine.config import EngineConfig
 from gristmill.engine.limits import engine_config
-from gristmill.engine.request import Request
-from gristmill.engine.sampling import SamplingParams
-from gristmill.engine.scheduler import Chunk
 from gristmill.errors import GristmillError
+from gristmill.kernels.paged_attention import PagedBatch
 from gristmill.model.attention import DocumentAttention, causal_attention, visible
 from gristmill.model.decoder import Decoder
 
@@ -90,26 +90,32 @@ def test_packed_documents_are_as_if_alone(name):
 
 def cached_logits(model: Decoder, rows: list[torch.Tensor], cuts: list[list[int]], length: int) -> list[torch.Tensor]:
     """Logits of each row, read in pieces that end at `cuts`, all rows' pieces of a round in one step of the engine."""
-    cache = SlotCache(model.config, len(rows), length, torch.float32, torch.device("cpu"))
+    size, held = 4, -(-length // 4)
+    cache = paged(model.config, len(rows), length, size, torch.float32)
+    cache.table_SM.copy_(torch.arange(len(rows) * held).view(len(rows), held).flip(0))
     found: list[list[torch.Tensor]] = [[] for _ in rows]
     starts = [0] * len(rows)
     for turn in range(max(map(len, cuts))):
         ends = {row: cut[turn] for row, cut in enumerate(cuts) if turn < len(cut)}
         order = sorted(ends, key=lambda row: ends[row] - starts[row] > 1)
-        chunks = []
-        for row in order:
-            request = Request(row, rows[row].tolist(), SamplingParams())
-            request.slot = row
-            chunks.append(Chunk(request, starts[row], ends[row] - starts[row], False))
-        slots = torch.cat([torch.full((chunk.num_tokens,), chunk.request.slot) for chunk in chunks])
-        places = torch.cat([torch.arange(chunk.start, chunk.start + chunk.num_tokens) for chunk in chunks])
+        counts = [ends[row] - starts[row] for row in order]
+        batch = PagedBatch.of(order, counts, [ends[row] for row in order])
+        at = torch.cat([torch.arange(starts[row], ends[row]) for row in order])
         ids = torch.cat([rows[row][starts[row] : ends[row]] for row in order])
-        attend = CacheAttention(cache, chunks, slots, places)
-        logits = model.logits(model.hidden_states(ids[None], places[None], attend, length))[0]
-        for row, piece in zip(order, logits.split([chunk.num_tokens for chunk in chunks]), strict=True):
+        slots = torch.tensor(order).repeat_interleave(torch.tensor(counts))
+        places = cache.table_SM[slots, at // size] * size + at % size
+        attend = PagedAttention(cache.layers, batch, places)
+        logits = model.logits(model.hidden_states(ids[None], at[None], attend, length))[0]
+        for row, piece in zip(order, logits.split(counts), strict=True):
             found[row].append(piece)
             starts[row] = ends[row]
     return [torch.cat(pieces) for pieces in found]
+
+
+def paged(config, slots, length, size, dtype) -> PagedCache:
+    blocks = slots * -(-length // size)
+    limits = EngineConfig(max_num_seqs=slots, max_model_len=length, block_size=size, num_blocks=blocks)
+    return PagedCache(config, limits, dtype, torch.device("cpu"))
 
 
 @ALL
@@ -128,11 +134,12 @@ def test_decoding_with_a_cache_is_the_full_forward(name):
 
 def test_a_latent_cache_keeps_one_narrow_vector():
     config = variant("latent")
-    cache = SlotCache(config, 2, 8, torch.float32, torch.device("cpu"))
-    assert [tuple(keys.shape) for keys in cache.keys] == [(2, 8, 1, 14)] * 3
-    assert all(values.numel() == 0 for values in cache.values)
-    assert SlotCache.bytes_per_slot(config, 8, torch.float32) == 3 * 8 * 14 * 4
-    assert SlotCache.bytes_per_slot(variant("grouped"), 8, torch.bfloat16) == 3 * 8 * 2 * 16 * 2
+    cache = paged(config, 2, 8, 8, torch.float32)
+    assert [tuple(layer.keys.shape) for layer in cache.layers] == [(2, 8, 1, 14)] * 3
+    assert all(layer.values.numel() == 0 for layer in cache.layers)
+    assert PagedCache.bytes_per_block(config, 8, torch.float32) == 3 * 8 * 14 * 4
+    assert PagedCache.bytes_per_block(variant("grouped"), 8, torch.bfloat16) == 3 * 8 * 2 * 16 * 2
+    assert PagedCache.bytes_per_block(variant("grouped"), 8, torch.bfloat16, "int8") == 3 * 8 * 2 * (16 + 2 * 4)
 
 
 @pytest.mark.parametrize("name", ["latent", "latent-query", "latent-experts"])
@@ -192,7 +199,7 @@ def test_a_window_as_wide_as_the_row_costs_no_mask(monkeypatch):
 def test_a_model_that_reads_both_ways_is_not_served():
     config = variant("grouped", causal=False)
     with pytest.raises(GristmillError, match="causal: false"):
-        engine_config(config, torch.float32, torch.device("cpu"))
+        engine_config(config, torch.float32, torch.device("cpu"), {})
 
 
 def test_mscale_is_yarns_alone():

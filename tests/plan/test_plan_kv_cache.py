@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plan_shapes import model_configs
 
-from gristmill.engine.cache import SlotCache
+from gristmill.engine.cache import PagedCache
+from gristmill.engine.config import EngineConfig
 from gristmill.model.presets import preset
 from gristmill.plan import kv_cache
 from gristmill.plan.parameters import weight_bytes
@@ -63,6 +64,8 @@ def test_encoders_keep_nothing():
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(model_configs().filter(lambda config: config.causal), st.integers(1, 20), st.integers(1, 3))
 def test_the_engine_takes_what_is_planned(config, max_len, slots):
-    cache = SlotCache(config, slots, max_len, torch.bfloat16, torch.device("cpu"))
-    held = sum(tensor.numel() * tensor.itemsize for tensor in (*cache.keys, *cache.values))
+    limits = EngineConfig(max_num_seqs=slots, max_model_len=max_len, block_size=max_len, num_blocks=slots)
+    cache = PagedCache(config, limits, torch.bfloat16, torch.device("cpu"))
+    parts = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    held = sum(tensor.numel() * tensor.itemsize for tensor in parts)
     assert kv_cache.kv_cache_bytes(config, max_len, 2, slots, drop_beyond_window=False) == held

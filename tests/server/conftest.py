@@ -88,7 +88,7 @@ def hold(monkeypatch):
 
     def install(server):
         runner = server.service.engine.engine.runner
-        gate, forward = threading.Event(), runner.step
+        gate, forward = threading.Event(), runner.hidden_states
         gate.entered = threading.Event()
 
         def step(chunks):
@@ -96,7 +96,7 @@ def hold(monkeypatch):
             assert gate.wait(30)
             return forward(chunks)
 
-        monkeypatch.setattr(runner, "step", step)
+        monkeypatch.setattr(runner, "hidden_states", step)
         return gate
 
     return install

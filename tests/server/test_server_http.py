@@ -167,12 +167,12 @@ def test_a_client_that_leaves_ends_its_request(start, hold, stream, waiting):
 def test_a_failing_step_is_told_to_the_client_and_passes(start, monkeypatch, stream):
     server = start()
     runner = server.service.engine.engine.runner
-    forward = runner.step
+    forward = runner.hidden_states
 
     def fail(chunks):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(runner, "step", fail)
+    monkeypatch.setattr(runner, "hidden_states", fail)
     asked = {"model": "tiny", "prompt": "x", "max_tokens": 3}
     with pytest.raises(openai.APIError, match="no memory"):
         list(
@@ -180,7 +180,7 @@ def test_a_failing_step_is_told_to_the_client_and_passes(start, monkeypatch, str
             if stream
             else server.client.completions.create(**asked)
         )
-    monkeypatch.setattr(runner, "step", forward)
+    monkeypatch.setattr(runner, "hidden_states", forward)
     assert server.client.completions.create(**asked).choices[0].finish_reason
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 

@@ -129,3 +129,59 @@ def train(
     if out is not None:
         out.write_text(json.dumps(report, indent=2) + "\n")
     typer.echo(json.dumps(report, indent=2) if as_json else table(report))
+
+
+@bench_app.command()
+def serve(
+    workload: Annotated[
+        list[str],
+        typer.Option("--workload", help="w1, b1, b32, prefill, prefix, interleave, long, idle or ready; repeatable."),
+    ],
+    shape: Annotated[
+        str | None, typer.Option("--shape", help="A preset, or llama-8b, with random weights and random ids.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--model", metavar="PATH", help="A model or run instead.")] = None,
+    requests: Annotated[int | None, typer.Option("--requests", min=1, help="Requests, if not the workload's.")] = None,
+    scale: Annotated[float, typer.Option("--scale", min=0.001, help="Lengths in tokens are multiplied by it.")] = 1.0,
+    batching: Annotated[
+        list[str] | None, typer.Option("--batching", help="continuous, static or naive; repeatable.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option("--peer", metavar="TOOL", help="vllm, transformers or llama.cpp; repeatable.")
+    ] = None,
+    peer_python: Annotated[
+        str | None, typer.Option("--peer-python", metavar="PYTHON", help="The Python that has the peers; this one.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the best counts, the first warms up.")] = 2,
+    max_num_seqs: Annotated[
+        int | None, typer.Option("--max-num-seqs", min=1, help="Sequences at the same time, on all sides.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the figures as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time the engine under a workload: tokens/s, latencies, memory; other ways of batching, other engines.
+
+    Example: gristmill bench serve --shape smollm2-135m --workload w1 --requests 16 --scale 0.1 --peer transformers
+    """
+    from ..bench.serve import bench_serve, table
+
+    report = bench_serve(
+        workload,
+        shape=shape,
+        model=model,
+        requests=requests,
+        scale=scale,
+        rounds=rounds,
+        batching=batching or [],
+        peers=peer or [],
+        device=device,
+        dtype=dtype,
+        max_num_seqs=max_num_seqs,
+        peer_python=peer_python,
+        say=partial(typer.echo, err=True),
+    )
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n")
+    typer.echo(json.dumps(report, indent=2) if as_json else table(report))

@@ -138,6 +138,11 @@ class AsyncEngine:
             "max_num_batched_tokens": config.max_num_batched_tokens,
             "max_waiting": self.max_waiting,
             "steps": self.engine.num_steps,
+            "block_size": config.block_size,
+            "num_blocks": config.num_blocks,
+            "free_blocks": self.engine.blocks.num_free,
+            "prefix_hit_tokens": self.engine.blocks.hit_tokens,
+            "prefix_query_tokens": self.engine.blocks.query_tokens,
             "slots": [_row(request) for request in list(scheduler.running.values())],
             "waiting": [
                 {"request": r.id, "prompt_tokens": len(r.prompt_ids)} for r in list(scheduler.waiting.values())
@@ -212,5 +217,8 @@ def _row(request: Request) -> dict[str, Any]:
         "prompt_tokens": len(request.prompt_ids),
         "generated_tokens": len(request.output_ids),
         "length": request.num_computed,
+        "cached": request.num_cached,
+        "blocks": list(request.blocks),
+        "preemptions": request.num_preemptions,
         "max_tokens": request.params.max_tokens,
     }

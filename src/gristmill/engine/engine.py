@@ -5,23 +5,28 @@ from __future__ import annotations
 import itertools
 import operator
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
-
-from torch import Tensor
+from concurrent.futures import FIRST_COMPLETED, wait
 
 from ..model.decoder import Decoder
 from ..tokenizer.tokenizer import Tokenizer
+from .blocks import BlockPool
 from .config import EngineConfig
+from .constraints import Compiler
 from .request import FinishReason, Request, StepOutput
-from .runner import Runner
-from .sampler import Sampled, sample
+from .runner import Launched, Runner
+from .sampler import Read
 from .sampling import PromptTooLong, RequestError, SamplingParams
-from .scheduler import Chunk, Scheduler
+from .scheduler import Scheduler, Step
 from .text import TextStream
+
+LONGEST_WAIT = 0.05  # seconds that a step waits for a constraint when there is nothing else to do
 
 
 class Engine:
-    """Continuous batching: every `step` admits what fits, runs the model once and samples one token per sequence.
+    """Continuous batching over a paged cache: every step admits what fits, runs the model once and draws one token for
+    each sequence that has been read. With `run_ahead` a step is launched before the tokens of the one before are read.
 
     One thread calls `add`, `abort` and `step`; `make_request` may be called from any.
     """
@@ -30,12 +35,16 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
-        self.scheduler = Scheduler(config.max_num_seqs, config.max_num_batched_tokens)
-        self.runner = Runner(model, config.max_num_seqs, config.max_model_len, self.vocab_size)
+        self.blocks = BlockPool(config.num_blocks, config.block_size, config.prefix_caching)
+        self.scheduler = Scheduler(config, self.blocks)
         self.stop_ids = frozenset([*tokenizer.stop_ids, *stop_ids])
+        self.runner = Runner(model, config, self.vocab_size, self.stop_ids)
         self.num_steps = 0
+        self._under_way: deque[tuple[Step, Launched]] = deque()
         self._ids = itertools.count()
         self._texts: dict[int, TextStream] = {}
+        self._unready: list[Request] = []  # whose constraints are being made
+        self._compiler: Compiler | None = None
 
     def make_request(
         self, prompt_ids: Sequence[int], params: SamplingParams, field: str = "prompt", continues: bool = False
@@ -60,11 +69,32 @@ class Engine:
         for token in (min(prompt_ids), max(prompt_ids)):
             if not 0 <= token < self.vocab_size:
                 raise RequestError(field, f"{field} holds token id {token}; ids go from 0 to {self.vocab_size - 1}")
+        self._check(params)
         continues = continues and any(token not in self.tokenizer.special_ids for token in prompt_ids)
-        return Request(next(self._ids), prompt_ids, params, continues)
+        request = Request(next(self._ids), prompt_ids, params, continues)
+        if params.structured:
+            request.constraint = self._constraints().submit(params)
+        return request
+
+    def _check(self, params: SamplingParams) -> None:
+        """RequestError where this model has no such tokens, or the engine no such search."""
+        for field, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            if ids and max(ids) >= self.vocab_size:
+                raise RequestError(field, f"{field} holds token id {max(ids)}; ids go from 0 to {self.vocab_size - 1}")
+        for field in ("beam_width", "prompt_logprobs"):
+            if getattr(params, field) is not None:
+                raise RequestError(field, f"this engine cannot do {field} yet; leave it out")
+
+    def _constraints(self) -> Compiler:
+        if self._compiler is None:
+            self._compiler = Compiler(self.tokenizer, self.vocab_size, self.stop_ids)
+        return self._compiler
 
     def add(self, request: Request) -> None:
-        self.scheduler.add(request)
+        if request.constraint is None:
+            self.scheduler.add(request)
+        else:
+            self._unready.append(request)
         self._texts[request.id] = TextStream(
             self.tokenizer, request.params.stop_strings, request.continues, request.shown
         )
@@ -82,67 +112,115 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.num_unfinished > 0
+        return self.scheduler.num_unfinished > 0 or bool(self._under_way or self._unready)
 
     def step(self) -> list[StepOutput]:
-        """Run the model once; one output for each request that got a token or ended.
+        """Launch what may be launched, then read the oldest step under way; one output for each request that got a
+        token or ended.
 
-        An exception in the step ends the requests that were in it with reason "error"; waiting ones go on.
+        An exception in a step ends the requests that were in it with reason "error"; waiting ones go on.
         """
-        chunks = self.scheduler.schedule()
-        if not chunks:
-            return []
-        now = time.monotonic()
-        for chunk in chunks:
-            if chunk.request.scheduled is None:
-                chunk.request.scheduled = now
-        try:
-            sampled = self._sample([chunk for chunk in chunks if chunk.last], self.runner.step(chunks))
-        except Exception as error:  # whatever went wrong, the requests outside this step must not suffer from it
-            return [self._fail(chunk.request, error) for chunk in chunks]
-        self.num_steps += 1
-        for chunk in chunks:
-            self.scheduler.computed(chunk)
-        outputs = self._take(sampled, [chunk.request for chunk in chunks if chunk.last], time.monotonic())
+        outputs = self._admit_ready() if self._unready else []
+        while len(self._under_way) <= self.config.run_ahead and (step := self.scheduler.schedule()) is not None:
+            now = time.monotonic()
+            for chunk in step.chunks:
+                if chunk.request.scheduled is None:
+                    chunk.request.scheduled = now
+            try:
+                self._under_way.append((step, self.runner.launch(step)))
+            except Exception as error:  # whatever went wrong, the requests outside this step must not suffer from it
+                outputs += self._fail_step(step, error)
+                self.scheduler.done(step)
+        if self._under_way:
+            step, launched = self._under_way.popleft()
+            outputs += self._read(step, launched)
+            self.scheduler.done(step)
         if not self.has_work:
             self.scheduler.check()
         return outputs
 
-    def _sample(self, chunks: Sequence[Chunk], logits_BV: Tensor) -> Sampled:
-        params = [chunk.request.params for chunk in chunks]
-        uniforms = [0.0 if p.greedy else chunk.request.rng.random() for chunk, p in zip(chunks, params, strict=True)]
-        return sample(logits_BV, params, uniforms)
-
-    def _take(self, sampled: Sampled, requests: Sequence[Request], now: float) -> list[StepOutput]:
-        outputs = []
-        for row, (request, token, finite) in enumerate(zip(requests, sampled.token_ids, sampled.finite, strict=True)):
-            if not finite:
-                outputs.append(self._fail(request, ArithmeticError("the model's logits are not finite")))
+    def _admit_ready(self) -> list[StepOutput]:
+        """Queue requests whose constraints are made; where there is nothing else to do, wait for one a little."""
+        if not self.scheduler.num_unfinished and not self._under_way:
+            futures = [request.constraint for request in self._unready if request.constraint is not None]
+            wait(futures, timeout=LONGEST_WAIT, return_when=FIRST_COMPLETED)
+        outputs, waiting = [], []
+        for request in self._unready:
+            assert request.constraint is not None
+            if not request.constraint.done():
+                waiting.append(request)
                 continue
-            if row in sampled.logprobs:
-                logprob, top = sampled.logprobs[row]
-                request.logprobs.append(logprob)
-                request.top_logprobs.append(top)
-            before = request.token_times[0] if request.token_times else request.arrived
-            request.token_times = (now, before)
-            request.output_ids.append(token)
             try:
-                outputs.append(self._advance(request, token))
-            except Exception as error:  # a token this tokenizer cannot decode is this request's trouble alone
+                request.matcher = request.constraint.result().start(request.continues)
+            except Exception as error:  # the constraint cannot be used, or making it broke: its own trouble
                 outputs.append(self._fail(request, error))
+                continue
+            self.scheduler.add(request)
+        self._unready = waiting
+        return outputs
+
+    def _read(self, step: Step, launched: Launched) -> list[StepOutput]:
+        """What a step drew, once the device is done with it."""
+        try:
+            drawn = launched.read()
+        except Exception as error:
+            return self._fail_step(step, error)
+        self.num_steps += 1
+        now = time.monotonic()
+        outputs = []
+        for row, request in enumerate(launched.requests):
+            if request.finish_reason is not None:  # it ended while the step was under way
+                self.scheduler.took(request, ())
+                continue
+            if row in launched.errors:
+                self.scheduler.took(request, ())
+                outputs.append(self._fail(request, launched.errors[row]))
+                continue
+            outputs.append(self._take(request, drawn, row, now))
+        return outputs
+
+    def _take(self, request: Request, drawn: Read, row: int, now: float) -> StepOutput:
+        if not drawn.finite[row]:
+            self.blocks.forget()  # what it computed may be in blocks that others would reuse
+            self.scheduler.took(request, ())
+            return self._fail(request, ArithmeticError("the model's logits are not finite"))
+        token = drawn.token_ids[row]
+        if row in drawn.logprobs:
+            logprob, top = drawn.logprobs[row]
+            request.logprobs.append(logprob)
+            request.top_logprobs.append(top)
+        if request.matcher is not None and not request.matcher.accept(token):
+            self.scheduler.took(request, ())
+            return self._fail(request, AssertionError(f"token {token} was drawn against the request's mask"))
+        before = request.token_times[0] if request.token_times else request.arrived
+        request.token_times = (now, before)
+        self.scheduler.took(request, [token])
+        try:
+            return self._advance(request, token)
+        except Exception as error:  # a token this tokenizer cannot decode is this request's trouble alone
+            return self._fail(request, error)
+
+    def _fail_step(self, step: Step, error: Exception) -> list[StepOutput]:
+        self.blocks.forget()  # what the step should have computed is not there
+        outputs = []
+        for chunk in step.chunks:
+            if chunk.samples:
+                self.scheduler.took(chunk.request, ())
+            if chunk.request.finish_reason is None:
+                outputs.append(self._fail(chunk.request, error))
         return outputs
 
     def _advance(self, request: Request, token: int) -> StepOutput:
         """The text of a new token, and whether it is the last."""
         params = request.params
         reason: FinishReason | None = None
-        if token in self.stop_ids and not params.ignore_eos:
+        if (token in self.stop_ids and not params.ignore_eos) or token in params.stop_token_ids:
             reason = "stop"
             request.closed = True
         elif len(request.output_ids) >= params.max_tokens or request.num_tokens >= self.config.max_model_len:
             reason = "length"
         stream = self._texts[request.id]
-        text = stream.push(token)
+        text = "" if reason == "stop" else stream.push(token)
         if reason is not None:
             text += stream.finish()
         if stream.stopped:
@@ -158,7 +236,7 @@ class Engine:
 
     def _remove(self, request: Request, reason: FinishReason) -> None:
         request.finish_reason = reason
-        if request.slot is not None and (reason == "error" or not request.output_ids):
-            self.runner.cache.clear(request.slot)  # nothing sampled has shown yet that what it holds is finite
         self.scheduler.remove(request)
+        if self._unready:
+            self._unready = [unready for unready in self._unready if unready is not request]
         self._texts.pop(request.id, None)

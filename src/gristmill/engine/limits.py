@@ -1,62 +1,122 @@
-"""How many slots of the cache an engine gets: what the caller asks for, or what fits in memory."""
+"""What an engine gets: what the caller asks for, else what the memory holds."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypedDict, TypeVar
 
 import torch
 
 from ..errors import GristmillError
 from ..model.config import ModelConfig
-from .cache import SlotCache
-from .config import EngineConfig
+from .cache import PagedCache
+from .config import Batching, CacheType, EngineConfig
 
-DEFAULT_SLOTS = 64
-DEFAULT_SHARE = 0.5  # of the free memory, for a cache whose size nobody chose
+T = TypeVar("T")
+CPU_SHARE, GPU_SHARE = 0.5, 0.9  # of the free memory, for a cache whose size nobody chose
+CPU_SEQS, GPU_SEQS = 64, 256
+MOST_SEQS = 2**14
+CPU_TOKENS, GPU_TOKENS = 2048, 8192
+CPU_BLOCK, GPU_BLOCK = 16, 32
 
 
-def engine_config(
-    model: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    max_num_seqs: int | None = None,
-    max_model_len: int | None = None,
-    max_num_batched_tokens: int = 2048,
-) -> EngineConfig:
-    """The engine's limits; GristmillError where the model or the memory does not allow what was asked for.
+class Limits(TypedDict, total=False):
+    """What a caller may ask for; each is a field of `EngineConfig` or says how one is found."""
 
-    `max_model_len` defaults to the model's own, `max_num_seqs` to 64 or as many as half of the free memory holds.
+    max_num_seqs: int | None
+    max_model_len: int | None
+    max_num_batched_tokens: int | None
+    memory_utilization: float | None  # share of the free memory that the cache may take
+    num_blocks: int | None  # of the cache, instead of a share
+    block_size: int | None
+    kv_dtype: CacheType
+    prefix_caching: bool
+    chunked_prefill: bool
+    batching: Batching
+    run_ahead: int | None
+
+
+def engine_config(model: ModelConfig, dtype: torch.dtype, device: torch.device, limits: Limits) -> EngineConfig:
+    """The engine's configuration; GristmillError where the model or the memory does not allow what was asked for, with
+    what was needed, what there is and what would fit.
+
+    `max_model_len` defaults to the model's own; the cache to as many blocks as `memory_utilization` of the free memory
+    holds, but no more than `max_num_seqs` sequences of that length can fill.
     """
     if not model.causal:
         raise GristmillError("this model reads in both directions (causal: false): it writes no text, nothing to serve")
-    if max_model_len is None:
-        max_model_len = model.max_seq_len
-    if not 0 < max_model_len <= model.max_seq_len:
-        raise GristmillError(f"max_model_len is {max_model_len}; this model takes 1 to {model.max_seq_len} tokens")
-    slot_bytes = SlotCache.bytes_per_slot(model, max_model_len, dtype)
-    free = free_memory(device)
-    if max_num_seqs is None:
-        max_num_seqs = min(DEFAULT_SLOTS, max_num_batched_tokens, int(free * DEFAULT_SHARE) // slot_bytes)
-        if max_num_seqs < 1:
-            raise GristmillError(
-                f"one sequence of {max_model_len} tokens needs {slot_bytes / 1e9:.1f} GB of cache, more than half of "
-                f"the {free / 1e9:.1f} GB that are free; set a smaller max_model_len"
-            )
-    if max_num_seqs < 1:
-        raise GristmillError(f"max_num_seqs is {max_num_seqs}; it must be at least 1")
-    if max_num_seqs * slot_bytes > free:
+    on_gpu = device.type == "cuda"
+    longest = _given(limits.get("max_model_len"), model.max_seq_len)
+    if not 0 < longest <= model.max_seq_len:
+        raise GristmillError(f"max_model_len is {longest}; this model takes 1 to {model.max_seq_len} tokens")
+    seqs = _at_least_one("max_num_seqs", _given(limits.get("max_num_seqs"), GPU_SEQS if on_gpu else CPU_SEQS))
+    if seqs > MOST_SEQS:
+        raise GristmillError(f"max_num_seqs is {seqs}; at most {MOST_SEQS}")
+    budget = _given(limits.get("max_num_batched_tokens"), max(GPU_TOKENS if on_gpu else CPU_TOKENS, seqs))
+    if budget < seqs:
+        raise GristmillError(f"max_num_batched_tokens is {budget}; it must be at least max_num_seqs ({seqs})")
+    if limits.get("chunked_prefill") is False and budget < longest:
         raise GristmillError(
-            f"max_num_seqs = {max_num_seqs} sequences of max_model_len = {max_model_len} tokens need "
-            f"{max_num_seqs * slot_bytes / 1e9:.1f} GB of cache; {free / 1e9:.1f} GB are free: lower one of the two"
+            f"without chunked_prefill a prompt is read in one step: max_num_batched_tokens ({budget}) must be at least "
+            f"max_model_len ({longest})"
         )
-    if max_num_batched_tokens < max_num_seqs:
-        raise GristmillError(
-            f"max_num_batched_tokens is {max_num_batched_tokens}; it must be at least max_num_seqs ({max_num_seqs})"
-        )
+    size = _at_least_one("block_size", _given(limits.get("block_size"), GPU_BLOCK if on_gpu else CPU_BLOCK))
     return EngineConfig(
-        max_num_seqs=max_num_seqs, max_model_len=max_model_len, max_num_batched_tokens=max_num_batched_tokens
+        max_num_seqs=seqs,
+        max_model_len=longest,
+        max_num_batched_tokens=budget,
+        block_size=size,
+        num_blocks=_num_blocks(model, dtype, device, limits, seqs * -(-longest // size), size, longest),
+        kv_dtype=limits.get("kv_dtype", "auto"),
+        prefix_caching=limits.get("prefix_caching", True),
+        chunked_prefill=limits.get("chunked_prefill", True),
+        batching=limits.get("batching", "continuous"),
+        run_ahead=_given(limits.get("run_ahead"), int(on_gpu)),
     )
+
+
+def _num_blocks(
+    model: ModelConfig, dtype: torch.dtype, device: torch.device, limits: Limits, useful: int, size: int, longest: int
+) -> int:
+    """Blocks of the cache; `useful` are the most that can ever be filled."""
+    share = _given(limits.get("memory_utilization"), GPU_SHARE if device.type == "cuda" else CPU_SHARE)
+    if not 0 < share <= 1:
+        raise GristmillError(f"memory_utilization is {share}; it must be above 0 and at most 1")
+    each = PagedCache.bytes_per_block(model, size, dtype, limits.get("kv_dtype", "auto"))
+    free = free_memory(device)
+    room = int(free * share) // each
+    asked = limits.get("num_blocks")
+    blocks = min(useful, room) if asked is None else _at_least_one("num_blocks", asked)
+    needed = -(-longest // size)
+    if blocks < needed:
+        holds = f"num_blocks = {asked} of {size} tokens hold" if asked is not None else f"{share:.0%} of it holds"
+        there = "" if asked is not None else f", and {in_gb(free)} are free"
+        fits = f"set max_model_len to at most {blocks * size}" if blocks else "free some memory"
+        raise GristmillError(
+            f"one sequence of max_model_len = {longest} tokens needs {in_gb(needed * each)} of cache{there}: {holds} "
+            f"{blocks * size} tokens; {fits}, or raise {'num_blocks' if asked is not None else 'memory_utilization'}"
+        )
+    if blocks * each > free:
+        raise GristmillError(
+            f"num_blocks = {blocks} need {in_gb(blocks * each)} of cache; {in_gb(free)} are free: set at most "
+            f"{int(free) // each}"
+        )
+    return blocks
+
+
+def in_gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise GristmillError(f"{name} is {value}; it must be at least 1")
+    return value
 
 
 def free_memory(device: torch.device) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
@@ -16,7 +17,7 @@ from ..tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from ..weights.load import load_model
 from ..weights.locate import locate_model
 from .engine import Engine
-from .limits import engine_config
+from .limits import Limits, engine_config
 from .request import FinishReason, Request, TokenLogprob
 from .sampling import SamplingParams
 
@@ -28,13 +29,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @dataclass(frozen=True)
 class Completion:
     """What one prompt gave. `token_ids` are all generated tokens, a closing one included; `text` is without it and
-    without a stop string. `logprobs` has one entry per token when asked for, `top_logprobs` pairs of id and value."""
+    without a stop string. `logprobs` has one entry per token when asked for, `top_logprobs` pairs of id and value.
+    `others`: the further replies where `SamplingParams.n` asked for several."""
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     logprobs: list[float] | None = None
     top_logprobs: list[list[TokenLogprob]] | None = None
+    others: tuple[Completion, ...] = ()
 
 
 class LLM:
@@ -46,64 +49,30 @@ class LLM:
         dtype: torch.dtype | str | None = None,
         *,
         device: str | None = None,
-        max_num_seqs: int | None = None,
-        max_model_len: int | None = None,
-        max_num_batched_tokens: int = 2048,
+        **limits: Unpack[Limits],
     ):
         """Load a model directory, or the last aligned model of a run directory.
 
-        `device` defaults to CUDA where there is a GPU, `dtype` to bfloat16 there and float32 on the CPU. The limits
-        are those of `EngineConfig`; `max_num_seqs` defaults to 64 or what fits in memory. GristmillError where the
-        directory is an artifact and the files of its tokenizer are not those that it was made with.
+        `device` defaults to CUDA where there is a GPU, `dtype` to bfloat16 there and float32 on the CPU; `limits` are
+        those of engine/limits.py. GristmillError where the directory is an artifact and the files of its tokenizer are
+        not those that it was made with, and where the memory does not hold what was asked for.
         """
         directory = locate_model(path)
         check_files(directory, TOKENIZER_FILES)
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(directory, dtype=_dtype(dtype, where), device=where)
-        self._init(
-            model,
-            Tokenizer.load(directory),
-            max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens,
-            stop_ids=_generation_stop_ids(directory),
-        )
+        self._init(model, Tokenizer.load(directory), limits, _generation_stop_ids(directory))
 
     @classmethod
-    def from_model(
-        cls,
-        model: Decoder,
-        tokenizer: Tokenizer,
-        *,
-        max_num_seqs: int | None = None,
-        max_model_len: int | None = None,
-        max_num_batched_tokens: int = 2048,
-    ) -> LLM:
+    def from_model(cls, model: Decoder, tokenizer: Tokenizer, **limits: Unpack[Limits]) -> LLM:
         """Generate with a model in memory, where and in the dtype it is. It is put into eval mode."""
         llm = cls.__new__(cls)
-        llm._init(
-            model,
-            tokenizer,
-            max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens,
-        )
+        llm._init(model, tokenizer, limits)
         return llm
 
-    def _init(
-        self,
-        model: Decoder,
-        tokenizer: Tokenizer,
-        *,
-        max_num_seqs: int | None,
-        max_model_len: int | None,
-        max_num_batched_tokens: int,
-        stop_ids: Iterable[int] = (),
-    ) -> None:
+    def _init(self, model: Decoder, tokenizer: Tokenizer, limits: Limits, stop_ids: Iterable[int] = ()) -> None:
         weight = model.embedding.weight
-        config = engine_config(
-            model.config, weight.dtype, weight.device, max_num_seqs, max_model_len, max_num_batched_tokens
-        )
+        config = engine_config(model.config, weight.dtype, weight.device, limits)
         self.tokenizer = tokenizer
         self.engine = Engine(model, tokenizer, config, stop_ids)
 
@@ -123,12 +92,18 @@ class LLM:
         if isinstance(prompts, str):
             raise GristmillError("prompts is one string; generate takes a list of prompts")
         per_prompt = _per_prompt(params, len(prompts))
-        requests = [
-            self.engine.make_request(ids, p, field=f"prompts[{i}]", continues=isinstance(prompts[i], str))
+        replies = [
+            [
+                self.engine.make_request(ids, reply, field=f"prompts[{i}]", continues=isinstance(prompts[i], str))
+                for reply in replies_of(p)
+            ]
             for i, (ids, p) in enumerate(zip(prompt_ids(self.tokenizer, prompts), per_prompt, strict=True))
         ]
-        self._run(requests, on_progress or (lambda done, total: None))
-        return [_completion(request) for request in requests]
+        for request in (request for several in replies for request in several):
+            if request.constraint is not None:
+                request.constraint.result()  # RequestError here, before anything runs
+        self._run([request for several in replies for request in several], on_progress or (lambda done, total: None))
+        return [_completion(*several) for several in replies]
 
     def chat(
         self,
@@ -185,7 +160,15 @@ def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[Sequence
     return [begin + next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-def _completion(request: Request) -> Completion:
+def replies_of(params: SamplingParams) -> list[SamplingParams]:
+    """Parameters of each of the `n` replies to a prompt: a seed counts up from one to the next."""
+    if params.n == 1:
+        return [params]
+    seeds = [None if params.seed is None else params.seed + number for number in range(params.n)]
+    return [replace(params, n=1, seed=seed) for seed in seeds]
+
+
+def _completion(request: Request, *others: Request) -> Completion:
     assert request.finish_reason is not None
     params = request.params
     return Completion(
@@ -194,6 +177,7 @@ def _completion(request: Request) -> Completion:
         finish_reason=request.finish_reason,
         logprobs=request.logprobs if params.logprobs else None,
         top_logprobs=request.top_logprobs if params.top_logprobs else None,
+        others=tuple(_completion(other) for other in others),
     )
 
 

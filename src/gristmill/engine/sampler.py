@@ -1,121 +1,331 @@
-"""Drawing the next token of every sequence of a step at once.
+"""Drawing the next token of every sequence of a step at once, from parameters that lie on the device.
 
-Each random row brings one number from its own request's generator, and what a row does depends on that row alone, so a
-seed gives the same tokens in any batch. A draw turns the number into a token by the inverse of the cumulative
-distribution. `top_k` and `top_p` look at the likeliest `CANDIDATES` tokens first and sort the vocabulary only for a row
-that these do not cover: a full sort of a step's logits takes longer than a small model's step.
+A request's parameters are written into its slot's row of the tables when it gets the slot; a step then sends nothing
+and waits for nothing. What the host must know, such as whether any row has penalties, it knows from the parameters.
 
-Shape suffixes: B rows, V vocabulary, C candidates.
+Before a draw the logits go through, in this order: the mask of a structured output; logit bias and the ban of ends
+before `min_tokens`; the repetition penalty over prompt and output; presence and frequency penalties over the output.
+Then kernels/sampling.py divides by the temperature and cuts by top_k, top_p and min_p. transformers and vLLM agree on
+all but the order of the first: vLLM bans and biases before it penalizes, as here, transformers biases last.
+
+Log probabilities are of the model's own distribution, before all of this. Beams alone are ranked by what the mask,
+the bias and the penalties leave, normalized (`renormalize_logits` of transformers).
+
+Shape suffixes: B rows, S slots, V vocabulary, W entries of a slot, K tokens of a draft, J = K + 1, N tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .request import TokenLogprob
+from ..kernels.sampling import DrawTable, Need, Verified, draw, uniforms, verify, verify_drawn, weights
+from .request import Request, TokenLogprob
 from .sampling import SamplingParams
 
-CANDIDATES = 256
-MIN_TEMPERATURE = 1e-6  # below it logits overflow; at it the distribution is one token already
+PROMPT = 1 << 30  # in a count: the token stands in the prompt
+ALWAYS = 1 << 62  # a position that no sequence reaches
+ACCEPTS, REPLACES = 1, 2  # streams of random numbers of drafts; 0 is that of plain draws
+PROMPT_CHUNK = 1 << 24  # logits of a prompt that are held at once
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """One entry per row. `finite` is false where the model gave no usable logits and the token means nothing."""
+class Read:
+    """Drawn tokens on the host, one entry per row. `finite` is false where the model gave no usable logits and the
+    token means nothing."""
 
     token_ids: list[int]
     finite: list[bool]
     logprobs: dict[int, tuple[float, list[TokenLogprob]]]  # by row, of those that asked
 
 
+@dataclass
+class Drawn:
+    """Drawn tokens on the device. The last three are there where any row asked, and hold nothing of meaning in rows
+    that did not."""
+
+    tokens_B: Tensor  # int64
+    finite_B: Tensor  # bool
+    slots_B: Tensor
+    logprob_B: Tensor | None = None
+    top_ids_BK: Tensor | None = None
+    top_values_BK: Tensor | None = None
+    tops: Mapping[int, int] = field(default_factory=dict)  # by slot, the likeliest tokens it wants with each token
+    _copied: list[Tensor] | None = None
+    _event: torch.cuda.Event | None = None
+
+    def _parts(self) -> list[Tensor]:
+        parts = [self.tokens_B, self.finite_B]
+        if self.logprob_B is not None and self.top_ids_BK is not None and self.top_values_BK is not None:
+            parts += [self.slots_B, self.logprob_B, self.top_ids_BK, self.top_values_BK]
+        return parts
+
+    def start_read(self) -> None:
+        """Start the copies that `read` needs behind the work that is under way; on a CPU there are none."""
+        if self.tokens_B.is_cuda:
+            self._copied = [torch.empty_like(part, device="cpu", pin_memory=True) for part in self._parts()]
+            for copied, part in zip(self._copied, self._parts(), strict=True):
+                copied.copy_(part, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> Read:
+        """The tokens, once the device is done with them."""
+        if self._event is not None:
+            self._event.synchronize()
+        parts = [part.tolist() for part in self._copied or self._parts()]
+        logprobs = {}
+        if len(parts) > 2:
+            for row, (slot, logprob, ids, values) in enumerate(zip(*parts[2:], strict=True)):
+                if (count := self.tops.get(slot)) is not None:
+                    logprobs[row] = logprob, list(zip(ids[:count], values[:count], strict=True))
+        return Read(parts[0], parts[1], logprobs)
+
+
+class Asked(NamedTuple):
+    """What the rows of a step ask for, known on the host: a captured graph serves all steps that ask the same."""
+
+    need: Need
+    penalties: bool
+    entries: int  # of a slot's biases and bans; 0 where no row has any
+    top: int | None  # most likeliest tokens that a row wants; None where none wants log probabilities
+    beams: bool
+
+
+class Sampler:
+    """Parameters by slot, and draws with them. `stop_ids` end every request that does not ignore them."""
+
+    def __init__(self, slots: int, vocab_size: int, device: torch.device | str, stop_ids: Iterable[int] = ()):
+        self.vocab_size, self.device = vocab_size, torch.device(device)
+        self.stop_ids = frozenset(stop_ids)
+        self.table = DrawTable(
+            self._filled(slots, 0.0),
+            self._filled(slots, 0, torch.int32),
+            self._filled(slots, 1.0),
+            self._filled(slots, 0.0),
+            self._filled(slots, 0, torch.int64),
+        )
+        self.penalties_S3 = self._filled((slots, 3), 0.0)  # repetition, presence, frequency
+        self.penalties_S3[:, 0] = 1
+        self.counted: Tensor | None = None  # int32 [slots, V]: how often in the output, and PROMPT
+        self.entry_ids_SW = self._filled((slots, 0), 0, torch.int64)
+        self.entry_values_SW = self._filled((slots, 0), 0.0)
+        self.entry_until_SW = self._filled((slots, 0), 0, torch.int64)  # the entry holds before this position
+        self._placed: dict[int, SamplingParams] = {}
+        self._entries: dict[int, int] = {}  # of slots that have any
+
+    def _filled(self, shape: int | tuple[int, ...], value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.full((shape,) if isinstance(shape, int) else shape, value, dtype=dtype, device=self.device)
+
+    @torch.inference_mode()
+    def place(self, slot: int, request: Request) -> None:
+        """Write a request's parameters into its slot, and what it has of tokens so far where they count."""
+        params = request.params
+        self._placed[slot] = params
+        seed = request.seed & (2**64 - 1)
+        values = params.temperature, params.top_k, params.top_p, params.min_p, seed - (seed >> 63 << 64)
+        for column_S, value in zip(self.table, values, strict=True):
+            column_S[slot] = min(value, 2**31 - 1) if column_S.dtype == torch.int32 else value
+        for place, value in enumerate((params.repetition_penalty, params.presence_penalty, params.frequency_penalty)):
+            self.penalties_S3[slot, place] = value
+        if params.penalizes:
+            self._count(slot, request)
+        self._place_entries(slot, request)
+
+    def _count(self, slot: int, request: Request) -> None:
+        if self.counted is None:
+            self.counted = self._filled((len(self.penalties_S3), self.vocab_size), 0, torch.int32)
+        counts_V = torch.bincount(torch.tensor(request.output_ids, dtype=torch.int64), minlength=self.vocab_size)
+        counts_V[torch.tensor(request.prompt_ids, dtype=torch.int64)] += PROMPT
+        self.counted[slot] = counts_V.to(self.device, torch.int32)
+
+    def _place_entries(self, slot: int, request: Request) -> None:
+        params = request.params
+        entries = [(token, float(bias), ALWAYS) for token, bias in params.logit_bias.items()]
+        if params.min_tokens:
+            ends = self._ends(params)
+            until = len(request.prompt_ids) + params.min_tokens
+            entries += [(token, -torch.inf, until) for token in sorted(ends) if token < self.vocab_size]
+        if not entries and slot not in self._entries:
+            return
+        self._entries.pop(slot, None)
+        if entries:
+            self._entries[slot] = len(entries)
+        width = self.entry_ids_SW.shape[1]
+        if len(entries) > width:
+            more = 1 << (len(entries) - 1).bit_length()
+            for name in ("entry_ids_SW", "entry_values_SW", "entry_until_SW"):
+                setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, more - width)))
+            width = more
+        ids, values, untils = zip(*entries, *[(0, 0.0, 0)] * (width - len(entries)), strict=True)
+        self.entry_ids_SW[slot] = torch.tensor(ids, device=self.device)
+        self.entry_values_SW[slot] = torch.tensor(values, device=self.device)
+        self.entry_until_SW[slot] = torch.tensor(untils, device=self.device)
+
+    def _ends(self, params: SamplingParams) -> set[int]:
+        return {*params.stop_token_ids, *(() if params.ignore_eos else self.stop_ids)}
+
+    def _top(self, params: SamplingParams) -> int | None:
+        """Likeliest tokens that are wanted with each token: of a beam enough that, without those that end it, there are
+        as many as beams."""
+        if params.beam_width is not None:
+            return max(params.beam_width * (1 + max(len(self._ends(params)), 1)), params.top_logprobs)
+        return params.top_logprobs if params.logprobs else None
+
+    def free(self, slot: int) -> None:
+        """The slot's request runs no more: what it asked for is not reckoned with any longer."""
+        self._placed.pop(slot, None)
+        self._entries.pop(slot, None)
+
+    def asked(self, slots: Collection[int] | None = None) -> Asked:
+        """What the requests in these slots (None: in all) ask for together."""
+        chosen = self._placed.values() if slots is None else [self._placed[slot] for slot in slots]
+        entries = any(slot in self._entries for slot in (self._placed if slots is None else slots))
+        return Asked(
+            Need(any(not p.greedy and p.beam_width is None for p in chosen), any(p.cuts for p in chosen)),
+            any(p.penalizes for p in chosen),
+            self.entry_ids_SW.shape[1] if entries else 0,
+            max((top for p in chosen if (top := self._top(p)) is not None), default=None),
+            any(p.beam_width is not None for p in chosen),
+        )
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        logits_BV: Tensor,
+        slots_B: Tensor,
+        positions_B: Tensor,
+        masks: Tensor | None = None,
+        slots: Collection[int] | None = None,
+    ) -> Drawn:
+        """The token of each row for its position, without waiting for the device.
+
+        `logits_BV` is float32 and left as it is. `masks`: int32 `[B, ceil(V / 32)]`, on the device, a bit set for each
+        token that may come. `slots`: those of `slots_B`, where the host knows them; without, on a GPU, all that were
+        placed and not freed are reckoned with.
+        """
+        if slots is None and not slots_B.is_cuda:
+            slots = slots_B.tolist()
+        asked = self.asked(slots)
+        ready_BV = self._ready(logits_BV, slots_B, positions_B, masks, asked)
+        tokens_B, finite_B = draw(ready_BV, self.table, slots_B, positions_B, asked.need)
+        drawn = Drawn(tokens_B, finite_B, slots_B)
+        if asked.top is not None:
+            self._add_logprobs(drawn, logits_BV, ready_BV, asked)
+        if asked.penalties and self.counted is not None:
+            places_B = slots_B * self.vocab_size + tokens_B
+            self.counted.view(-1).scatter_add_(0, places_B, torch.ones_like(places_B, dtype=torch.int32))
+        return drawn
+
+    def _ready(
+        self, logits_BV: Tensor, slots_B: Tensor, positions_B: Tensor, masks: Tensor | None, asked: Asked
+    ) -> Tensor:
+        """Logits after the mask, bias, bans and penalties: the given ones where there is none of these."""
+        if masks is not None:
+            bits_32 = torch.arange(32, dtype=torch.int32, device=masks.device)
+            allowed_BV = ((masks[:, :, None] >> bits_32) & 1).flatten(1)[:, : self.vocab_size].bool()
+            logits_BV = torch.where(allowed_BV, logits_BV, -torch.inf)
+        if asked.entries:
+            holds_BW = positions_B[:, None] < self.entry_until_SW[slots_B]
+            values_BW = torch.where(holds_BW, self.entry_values_SW[slots_B], 0)
+            logits_BV = logits_BV.scatter_add(1, self.entry_ids_SW[slots_B], values_BW)
+        if asked.penalties and self.counted is not None:
+            repetition_B1, presence_B1, frequency_B1 = self.penalties_S3[slots_B].split(1, dim=1)
+            counted_BV = self.counted[slots_B]
+            times_BV = counted_BV & (PROMPT - 1)
+            damped_BV = torch.where(logits_BV > 0, logits_BV / repetition_B1, logits_BV * repetition_B1)
+            logits_BV = torch.where(counted_BV > 0, damped_BV, logits_BV)
+            logits_BV = logits_BV - (frequency_B1 * times_BV + presence_B1 * (times_BV > 0))
+        return logits_BV
+
+    def _add_logprobs(self, drawn: Drawn, logits_BV: Tensor, ready_BV: Tensor, asked: Asked) -> None:
+        assert asked.top is not None
+        tops = {slot: top for slot, params in self._placed.items() if (top := self._top(params)) is not None}
+        slots_B, tokens_B = drawn.slots_B, drawn.tokens_B
+        rows: list[int] | slice = slice(None)
+        if not logits_BV.is_cuda:  # on a GPU to pick rows would be to send their numbers
+            rows = [row for row, slot in enumerate(slots_B.tolist()) if slot in tops]
+        if asked.beams:
+            beams_S = torch.zeros(len(self.penalties_S3), dtype=torch.bool)
+            beams_S[[slot for slot, params in self._placed.items() if params.beam_width is not None]] = True
+            logits_BV = torch.where(beams_S.to(self.device)[slots_B][:, None], ready_BV, logits_BV)
+        chosen = logprobs_of(logits_BV[rows], tokens_B[rows], min(asked.top, logits_BV.shape[1]))
+        filled = [torch.zeros(len(tokens_B), *part.shape[1:], dtype=part.dtype, device=self.device) for part in chosen]
+        for whole, part in zip(filled, chosen, strict=True):
+            whole[rows] = part
+        drawn.logprob_B, drawn.top_ids_BK, drawn.top_values_BK = filled
+        drawn.tops = tops
+
+    @torch.inference_mode()
+    def verify(
+        self,
+        logits_BJV: Tensor,
+        slots_B: Tensor,
+        positions_B: Tensor,
+        drafts_BK: Tensor,
+        counts_B: Tensor,
+        draft_probs_BKV: Tensor | None = None,
+        masks: Tensor | None = None,
+        slots: Collection[int] | None = None,
+    ) -> Verified:
+        """How many tokens of each draft stay and the one that follows, with the output's distribution as without.
+
+        `logits_BJV`: behind the last known token and behind each token of the draft; `positions_B`: of the first token
+        that is new; `counts_B`: tokens of each draft. A row of `draft_probs_BKV` that is all zeros (greedy ones, n-gram
+        drafts) is a draft of probability 1: it changes no token, seeded or not. `masks`: int32 `[B, J, ceil(V / 32)]`.
+        Rows with penalties have no drafts.
+        """
+        count, places, vocab = logits_BJV.shape
+        flat = Sampler._repeat(slots_B, places), (positions_B[:, None] + _range(places, positions_B)).flatten()
+        if slots is None and not slots_B.is_cuda:
+            slots = slots_B.tolist()
+        asked = self.asked(slots)
+        assert not asked.penalties, "penalties change with every token of a draft"
+        flat_masks = None if masks is None else masks.flatten(0, 1)
+        ready = self._ready(logits_BJV.reshape(-1, vocab), *flat, flat_masks, asked)
+        tokens, _ = draw(ready, self.table, *flat, asked.need)
+        same = verify_drawn(tokens.view(count, places), drafts_BK, counts_B)
+        if draft_probs_BKV is None:
+            return same
+        heat = self.table.temperature_S[flat[0]]
+        probs = weights(ready, ready.amax(dim=-1), heat, self.table, flat[0], asked.need)
+        probs_BJV = (probs / probs.sum(dim=-1, keepdim=True)).view(count, places, vocab)
+        numbers = [uniforms(self.table.seed_S[flat[0]], flat[1], stream) for stream in (ACCEPTS, REPLACES)]
+        uniforms_2BJ = torch.stack(numbers).view(2, count, places)
+        other = verify(probs_BJV, drafts_BK, counts_B, draft_probs_BKV, uniforms_2BJ)
+        drawn_B = draft_probs_BKV.flatten(1).any(dim=-1)
+        return Verified(*(torch.where(drawn_B, a, b) for a, b in zip(other, same, strict=True)))
+
+    @staticmethod
+    def _repeat(slots_B: Tensor, times: int) -> Tensor:
+        return slots_B[:, None].expand(-1, times).flatten()
+
+
+def _range(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, dtype=like.dtype, device=like.device)
+
+
+def logprobs_of(logits_NV: Tensor, targets_N: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log probability of each row's target `[N]`, and ids and log probabilities of the `top` likeliest `[N, top]`."""
+    logprobs_NV = logits_NV.log_softmax(dim=-1)
+    values_NK, ids_NK = logprobs_NV.topk(top, dim=-1)
+    return logprobs_NV.gather(1, targets_N[:, None])[:, 0], ids_NK, values_NK
+
+
 @torch.inference_mode()
-def sample(logits_BV: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Sampled:
-    """The next token of each row; `uniforms` are in [0, 1), one a row, and unused by greedy rows.
-
-    `logits_BV` is float32. Log probabilities are of the distribution before temperature, `top_k` and `top_p`.
-    """
-    best_B, tokens_B = logits_BV.max(dim=-1)
-    finite_B = best_B.isfinite()
-    whole = [row for row, p in enumerate(params) if not p.greedy and p.top_p == 1 and p.top_k == 0]
-    cut = [row for row, p in enumerate(params) if not p.greedy and not (p.top_p == 1 and p.top_k == 0)]
-    for rows, draw in ((whole, _draw_from_all), (cut, _draw_from_some)):
-        if rows:
-            scaled = _scaled(logits_BV, best_B, rows, params)
-            numbers = torch.tensor([uniforms[row] for row in rows], dtype=torch.float64, device=logits_BV.device)
-            tokens_B[rows] = draw(scaled, numbers, [params[row] for row in rows])
-    return Sampled(tokens_B.tolist(), finite_B.tolist(), _logprobs(logits_BV, tokens_B, params))
-
-
-def _scaled(logits_BV: Tensor, best_B: Tensor, rows: list[int], params: Sequence[SamplingParams]) -> Tensor:
-    """Rows divided by their temperatures, the best logit moved to 0 so that no temperature overflows."""
-    temperatures = torch.tensor([[max(params[row].temperature, MIN_TEMPERATURE)] for row in rows], device=best_B.device)
-    if len(rows) < len(params):
-        logits_BV, best_B = logits_BV[rows], best_B[rows]
-    return (logits_BV - best_B[:, None]) / temperatures
-
-
-def _draw_from_all(scaled_BV: Tensor, uniforms_B: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    return _inverse_cdf(scaled_BV.softmax(dim=-1), uniforms_B)
-
-
-def _draw_from_some(scaled_BV: Tensor, uniforms_B: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    vocab = scaled_BV.shape[1]
-    top_k_B = torch.tensor([p.top_k or vocab for p in params], device=scaled_BV.device)
-    top_p_B = torch.tensor([p.top_p for p in params], device=scaled_BV.device)
-    values_BC, ids_BC = scaled_BV.topk(min(CANDIDATES, vocab), dim=-1)
-    probs_BC = values_BC.exp() / scaled_BV.exp().sum(dim=-1, keepdim=True)
-    covered_B = (top_k_B <= ids_BC.shape[1]) | ((probs_BC.sum(dim=-1) >= top_p_B) & (top_k_B >= vocab))
-    tokens_B = torch.empty_like(top_k_B)
-    for chosen_B in (covered_B, ~covered_B):
-        if not chosen_B.any():
-            continue
-        if chosen_B is covered_B:
-            values, ids, probs = values_BC[chosen_B], ids_BC[chosen_B], probs_BC[chosen_B]
-        else:
-            values, ids = torch.sort(scaled_BV[chosen_B], dim=-1, descending=True, stable=True)
-            probs = values.softmax(dim=-1)
-        kept = _keep(probs, top_k_B[chosen_B], top_p_B[chosen_B])
-        position = _inverse_cdf(kept, uniforms_B[chosen_B])
-        tokens_B[chosen_B] = ids.gather(1, position[:, None])[:, 0]
-    return tokens_B
-
-
-def _keep(probs_BC: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:
-    """Descending probabilities with zeros outside the `top_k` likeliest and, of these, outside the smallest set that
-    holds `top_p` of their sum. The first always stays."""
-    rank_C = torch.arange(probs_BC.shape[1], device=probs_BC.device)
-    probs_BC = probs_BC * (rank_C < top_k_B[:, None])
-    below_BC = probs_BC.cumsum(dim=-1) - probs_BC
-    # A covered row without top_k is normalized over the whole vocabulary, one with top_k over what top_k left.
-    total_B = torch.where(top_k_B <= probs_BC.shape[1], probs_BC.sum(dim=-1), torch.ones_like(top_p_B))
-    return probs_BC * (below_BC < (top_p_B * total_B)[:, None])
-
-
-def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
-    """The index at which the running sum of each row passes its number; an index of probability 0 is never taken."""
-    cdf_BV = probs_BV.cumsum(dim=-1, dtype=torch.float64)
-    total_B = cdf_BV[:, -1]
-    target_B = torch.minimum(uniforms_B * total_B, total_B.nextafter(torch.zeros_like(total_B)))
-    return torch.searchsorted(cdf_BV, target_B[:, None], right=True)[:, 0].clamp_max(probs_BV.shape[1] - 1)
-
-
-def _logprobs(
-    logits_BV: Tensor, tokens_B: Tensor, params: Sequence[SamplingParams]
-) -> dict[int, tuple[float, list[TokenLogprob]]]:
-    rows = [row for row, p in enumerate(params) if p.logprobs]
-    if not rows:
-        return {}
-    logprobs_BV = (logits_BV if len(rows) == len(params) else logits_BV[rows]).log_softmax(dim=-1)
-    chosen = logprobs_BV.gather(1, tokens_B[rows][:, None])[:, 0].tolist()
-    most = min(max(params[row].top_logprobs for row in rows), logits_BV.shape[1])
-    top = logprobs_BV.topk(most, dim=-1)
-    values, ids = top.values.tolist(), top.indices.tolist()
-    result = {}
-    for i, row in enumerate(rows):
-        count = params[row].top_logprobs
-        result[row] = (chosen[i], list(zip(ids[i][:count], values[i][:count], strict=True)))
-    return result
+def prompt_logprobs(
+    hidden_NC: Tensor, head: Callable[[Tensor], Tensor], targets_N: Tensor, top: int, vocab_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`logprobs_of` tokens of a prompt, each of which stands behind a row of `hidden_NC`; `head` makes logits of
+    hidden states. Logits are made for a chunk of tokens at a time and cut to `vocab_size`."""
+    top, rows = min(top, vocab_size), max(PROMPT_CHUNK // vocab_size, 1)
+    chunks = [
+        logprobs_of(head(hidden)[:, :vocab_size].float(), targets, top)
+        for hidden, targets in zip(hidden_NC.split(rows), targets_N.split(rows), strict=True)
+    ]
+    logprob, ids, values = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return logprob, ids, values

@@ -100,10 +100,8 @@ class Service:
         return JSONResponse(reply.whole(generation.requests, usage_of(generation.requests, choices)))
 
     def cache_usage(self) -> float:
-        """The filled share of the cache's token places."""
-        config = self.engine.engine.config
-        filled = sum(request.num_computed for request in list(self.engine.engine.scheduler.running.values()))
-        return filled / (config.max_num_seqs * config.max_model_len)
+        """The share of the cache's blocks that sequences hold."""
+        return self.engine.engine.blocks.usage
 
 
 def create_app(engine: Engine, model_name: str, max_waiting: int = 128) -> FastAPI:

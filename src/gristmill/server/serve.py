@@ -7,14 +7,17 @@ import socket
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Unpack
 
+import torch
 import uvicorn
 
+from ..engine.limits import Limits
 from ..engine.llm import LLM
 from ..errors import GristmillError
 from .app import Service, create_app
 
+CPU_STEP_TOKENS = 512
 CLOSING_SECONDS = 5  # for clients to take in their last bytes once the engine is done
 
 
@@ -50,28 +53,22 @@ def serve(
     *,
     model_name: str | None = None,
     dtype: str | None = None,
-    max_num_seqs: int | None = None,
-    max_model_len: int | None = None,
-    max_num_batched_tokens: int = 512,
     max_waiting: int = 128,
     drain_seconds: float = 30.0,
+    **limits: Unpack[Limits],
 ) -> None:
     """Serve a model directory or a run's last model over HTTP until SIGINT or SIGTERM; blocks.
 
     Port 0 takes a free one; the line that is printed when the server is ready names it. `max_waiting` requests wait
-    for a slot before new ones get 429; told to stop, running requests have `drain_seconds` to finish. The other
-    limits are those of `LLM`; fewer tokens a step than there keep the time between tokens short while prompts come in.
-    GristmillError when the port is taken, before the model is loaded, and where `LLM` raises it.
+    for a slot before new ones get 429; told to stop, running requests have `drain_seconds` to finish. `limits` are
+    those of `LLM`; on a CPU steps have fewer tokens than there unless told, which keeps the time between tokens short
+    while prompts come in. GristmillError when the port is taken, before the model is loaded, and where `LLM` raises it.
     """
     listener = bind(host, port)
     with listener:
-        llm = LLM(
-            path,
-            dtype,
-            max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens,
-        )
+        if limits.get("max_num_batched_tokens") is None and not torch.cuda.is_available():
+            limits["max_num_batched_tokens"] = max(CPU_STEP_TOKENS, limits.get("max_num_seqs") or 0)
+        llm = LLM(path, dtype, **limits)
         name = model_name or Path(path).resolve().name
         server = make_server(create_app(llm.engine, name, max_waiting), listener, drain_seconds)
         server.run(sockets=[listener])
