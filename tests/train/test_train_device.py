@@ -21,7 +21,7 @@ def pages_that_had_to_come():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_what_a_step_frees_is_there_for_the_next_one():
     ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 20)  # each of the tensors now goes back to the system
-    assert pages_that_had_to_come() > 1000
+    each_time = min(pages_that_had_to_come() for _ in range(3))
     with freed_memory_kept(torch.device("cpu")):
-        pages_that_had_to_come()
-        assert pages_that_had_to_come() < 1000
+        kept = [pages_that_had_to_come() for _ in range(4)][1:]  # the first has none yet
+    assert min(kept) < each_time / 4  # one of them may find its room in pieces and take some anew
