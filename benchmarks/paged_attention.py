@@ -28,10 +28,10 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from gristmill.kernels.paged_attention import PagedBatch, Scores, quantized
+from gristmill.kernels.paged_attention import PagedBatch, Scores
 from gristmill.kernels.paged_decode_triton import DecodeTiles, decode_space, decode_tiles, paged_decode_kernel
 from gristmill.kernels.paged_prefill_triton import PrefillTiles, paged_prefill_kernel, prefill_tiles
-from gristmill.kernels.rope_kv import PagedLayer
+from gristmill.kernels.rope_kv import PagedLayer, quantized
 
 SHAPES = {"135m": (9, 3, 64), "0.6b": (16, 8, 128), "8b": (32, 8, 128)}  # query heads, key heads, width
 CACHES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int8": torch.int8}

@@ -150,7 +150,6 @@ def test_times_between_tokens_are_each_requests_own(monkeypatch):
         watch.step()
     assert watch.first == {0: 1.5, 1: 3.0}
     assert watch.between == {0: [2.0, 1 / 3, 1 / 3, 1 / 3], 1: [1.0]}
-    assert watch.tokens_a_step == pytest.approx(5 / 3)  # three times somebody past the first token got some
     assert (watch.steps, watch.output_tokens) == (4, 7)
 
 

@@ -10,6 +10,9 @@ from gristmill.engine.config import EngineConfig
 from gristmill.engine.engine import Engine
 from gristmill.engine.llm import LLM
 from gristmill.engine.sampling import SamplingParams
+from gristmill.errors import GristmillError
+from gristmill.model.config import RopeScaling
+from gristmill.model.decoder import Decoder
 
 POISON = 200  # a token whose embedding is not a number
 GREEDY = SamplingParams(max_tokens=10, temperature=0.0, ignore_eos=True)
@@ -151,3 +154,41 @@ def test_stop_strings_end_requests_across_tokens(model, tokenizer):
         pieces = [decoder.push(token) for token in request.output_ids]
         assert stop in "".join(pieces)
         assert stop not in "".join(pieces[:-1]), "it went on after the stop string"
+
+
+def test_a_form_that_breaks_fails_its_own_reply(model, tokenizer):
+    """What a matcher raises or refuses once a token is drawn must not reach the replies beside it."""
+
+    class Matcher:
+        def __init__(self, error):
+            self.error = error
+
+        def mask_into(self, row):
+            row.fill_(-1)
+
+        def accept(self, token):
+            if self.error is not None:
+                raise self.error
+            return False
+
+    engine = engine_of(model, tokenizer)
+    refused, broken, good = (engine.add_request([10 + i, 20], GREEDY) for i in range(3))
+    refused.matcher, broken.matcher = Matcher(None), Matcher(GristmillError("the form grew too large"))
+    errors = {output.request.id: str(output.error) for output in drain(engine) if output.error is not None}
+    assert "drawn against the request's mask" in errors[refused.id]
+    assert errors[broken.id] == "the form grew too large"
+    assert good.output_ids == greedy_by_full_forward(model, [12, 20], (), 10)
+
+
+def test_dynamic_positions_share_no_beginnings(tokenizer):
+    """Their angles depend on the whole prompt's length, so equal beginnings of unlike prompts have unlike keys."""
+    plain = make_model(seed=3)
+    scaling = RopeScaling(kind="dynamic", factor=4.0, original_max_seq_len=16)
+    model = Decoder(plain.config.model_copy(update={"rope_scaling": scaling}))
+    model.load_state_dict(plain.state_dict())
+    shared = [5 + 7 * i % 250 for i in range(40)]
+    short, long = [*shared, 9, 8], [*shared, *(11 + 3 * i % 200 for i in range(40))]
+    alone = LLM.from_model(model, tokenizer).generate([long], GREEDY)
+    llm = LLM.from_model(model, tokenizer)
+    llm.generate([short], GREEDY)
+    assert llm.generate([long], GREEDY) == alone

@@ -6,8 +6,9 @@ import pytest
 import torch
 from paged_cases import Case, by_definition, check, example, read
 
-from gristmill.kernels.paged_attention import PagedBatch, paged_attention, quantized, write_kv
+from gristmill.kernels.paged_attention import PagedBatch, paged_attention, write_kv
 from gristmill.kernels.paged_reference import paged_attention_reference
+from gristmill.kernels.rope_kv import quantized
 
 DECODE = Case(lengths=(1, 15, 16, 17, 70), counts=(1, 1, 1, 1, 1))
 MIXED = Case(lengths=(40, 3, 33, 90, 20), counts=(1, 1, 5, 40, 20))

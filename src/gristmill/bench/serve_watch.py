@@ -36,7 +36,6 @@ class Watch:
 
     def __post_init__(self) -> None:
         self._last: dict[int, float] = {}
-        self._pieces = 0  # times that a request past its first token got some
         self._steps_before = self.engine.num_steps
         self._hits_before = self.engine.blocks.hit_tokens, self.engine.blocks.query_tokens
         self._wasted = self._looked_for = 0.0
@@ -68,7 +67,6 @@ class Watch:
                 self.between[number] += [0.0] * (count - 1)
             else:
                 self.between[number] += [since / count] * count
-                self._pieces += 1
         self._until_look -= 1
         if self._until_look == 0:
             self._look()
@@ -102,11 +100,6 @@ class Watch:
     @property
     def output_tokens(self) -> int:
         return sum(len(request.output_ids) for request in self.requests)
-
-    @property
-    def tokens_a_step(self) -> float | None:
-        """Mean tokens that a step gave a decoding request; more than 1 where drafts were accepted."""
-        return len(self.gaps) / self._pieces if self._pieces else None
 
     @property
     def steps(self) -> int:

@@ -35,7 +35,10 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
-        self.blocks = BlockPool(config.num_blocks, config.block_size, config.prefix_caching)
+        scaling = model.config.rope_scaling
+        # "dynamic" turns a prompt's keys by its whole length: equal beginnings of unlike prompts have unlike keys.
+        same = scaling is None or scaling.kind != "dynamic"
+        self.blocks = BlockPool(config.num_blocks, config.block_size, config.prefix_caching and same)
         self.scheduler = Scheduler(config, self.blocks)
         self.stop_ids = frozenset([*tokenizer.stop_ids, *stop_ids])
         self.runner = Runner(model, config, self.vocab_size, self.stop_ids)
@@ -189,15 +192,14 @@ class Engine:
             logprob, top = drawn.logprobs[row]
             request.logprobs.append(logprob)
             request.top_logprobs.append(top)
-        if request.matcher is not None and not request.matcher.accept(token):
-            self.scheduler.took(request, ())
-            return self._fail(request, AssertionError(f"token {token} was drawn against the request's mask"))
         before = request.token_times[0] if request.token_times else request.arrived
         request.token_times = (now, before)
         self.scheduler.took(request, [token])
         try:
+            if request.matcher is not None and not request.matcher.accept(token):
+                raise AssertionError(f"token {token} was drawn against the request's mask: a defect in gristmill")
             return self._advance(request, token)
-        except Exception as error:  # a token this tokenizer cannot decode is this request's trouble alone
+        except Exception as error:  # a token that cannot be decoded, a form too large: this request's trouble alone
             return self._fail(request, error)
 
     def _fail_step(self, step: Step, error: Exception) -> list[StepOutput]:

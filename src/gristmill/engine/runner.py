@@ -48,7 +48,8 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
-        """Start a step; nothing waits for the device."""
+        """Start a step. What is drawn is not waited for; on a GPU the lists that are sent to it are, as they come from
+        ordinary memory."""
         return self._draw(step, self.hidden_states(step))
 
     @torch.inference_mode()
@@ -61,11 +62,9 @@ class Runner:
         counts = [chunk.num_tokens for chunk in step.chunks]
         lengths = [chunk.start + chunk.num_tokens for chunk in step.chunks]
         batch = PagedBatch.of(slots, counts, lengths, self.device)
-        slots_C, counts_C, starts_C = self._to_device([slots, counts, [chunk.start for chunk in step.chunks]]).unbind()
-        total, size = sum(counts), self.config.block_size
-        slots_N = slots_C.repeat_interleave(counts_C, output_size=total)
-        before_C = counts_C.cumsum(0) - counts_C
-        shift_N = (starts_C - before_C).repeat_interleave(counts_C, output_size=total)
+        counts_C, total, size = batch.offsets.diff(), sum(counts), self.config.block_size
+        slots_N = batch.slots_B.long().repeat_interleave(counts_C, output_size=total)
+        shift_N = (batch.lengths_B - batch.offsets[1:]).repeat_interleave(counts_C, output_size=total)
         positions_N = torch.arange(total, device=self.device) + shift_N
         ids_N = self.tokens_ST[slots_N, positions_N]
         places_N = self.cache.table_SM[slots_N, positions_N // size].long() * size + positions_N % size

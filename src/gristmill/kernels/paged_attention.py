@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .available import has_triton
-from .rope_kv import LARGEST, PagedLayer
+from .rope_kv import PagedLayer, store
 
 if TYPE_CHECKING:
     from .paged_decode_triton import DecodeSpace
@@ -139,22 +139,6 @@ def write_kv(layer: PagedLayer, places_N: Tensor, k_NKD: Tensor, v_NKE: Tensor) 
 
     A cache of fp8 or int8 gets codes, and a scale for each token and head. Values in keys are not written again.
     """
-    _write(layer.keys, layer.key_scales, places_N, k_NKD)
+    store(layer.keys, layer.key_scales, places_N, k_NKD)
     if not values_in_keys(layer):
-        _write(layer.values, layer.value_scales, places_N, v_NKE)
-
-
-def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`x` as codes of `dtype` (fp8 e4m3 or int8) and float32 scales of its last dimension: x ~ codes * scales."""
-    scales = x.float().abs().amax(dim=-1).clamp(min=1e-12) / LARGEST[dtype]
-    codes = (x.float() / scales[..., None]).clamp(-LARGEST[dtype], LARGEST[dtype])
-    return (codes.round() if dtype == torch.int8 else codes).to(dtype), scales
-
-
-def _write(cache: Tensor, scales: Tensor | None, places_N: Tensor, x_NKD: Tensor) -> None:
-    if scales is not None:
-        x_NKD, scale_NK = quantized(x_NKD, cache.dtype)
-        scales.flatten(0, 1)[places_N] = scale_NK
-    if cache.dtype.itemsize == 1:  # torch moves bytes, but not every eight-bit type
-        cache, x_NKD = cache.view(torch.uint8), x_NKD.view(torch.uint8)
-    cache.flatten(0, 1)[places_N] = x_NKD.to(cache.dtype)
+        store(layer.values, layer.value_scales, places_N, v_NKE)

@@ -84,9 +84,9 @@ def rope_kv_reference(
     kept = positions_N >= 0
     block_size = layer.keys.shape[1]
     slots, positions = slots_N[kept].long(), positions_N[kept].long()
-    blocks = layer.block_table_SM[slots, positions // block_size].long()
-    _store(layer.keys, layer.key_scales, blocks, positions % block_size, k_NKD[kept])
-    _store(layer.values, layer.value_scales, blocks, positions % block_size, v_NKD[kept])
+    places = layer.block_table_SM[slots, positions // block_size].long() * block_size + positions % block_size
+    store(layer.keys, layer.key_scales, places, k_NKD[kept])
+    store(layer.values, layer.value_scales, places, v_NKD[kept])
     return q_NHD.to(qkv_NX.dtype)
 
 
@@ -99,15 +99,18 @@ def turned(x_NHD: Tensor, positions_N: Tensor, turning: Turning) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
-def _store(cache: Tensor, scales: Tensor | None, blocks: Tensor, offsets: Tensor, x_NKD: Tensor) -> None:
+def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`x` as codes of `dtype` (fp8 e4m3 or int8) and float32 scales of its last dimension: x ~ codes * scales."""
+    scales = x.float().abs().amax(dim=-1).clamp(min=1e-12) / LARGEST[dtype]
+    codes = (x.float() / scales[..., None]).clamp(-LARGEST[dtype], LARGEST[dtype])
+    return (codes.round() if dtype == torch.int8 else codes).to(dtype), scales
+
+
+def store(cache: Tensor, scales: Tensor | None, places_N: Tensor, x_NKD: Tensor) -> None:
+    """Keys or values of tokens into a layer's, at block * block_size + offset."""
     if scales is not None:
-        largest = LARGEST[cache.dtype]
-        scale = x_NKD.abs().amax(dim=-1).clamp(min=1e-12) / largest
-        scales[blocks, offsets] = scale
-        x_NKD = (x_NKD / scale[..., None]).clamp(-largest, largest)
-        if cache.dtype == torch.int8:
-            x_NKD = x_NKD.round()
-    x_NKD = x_NKD.to(cache.dtype)
+        x_NKD, scale_NK = quantized(x_NKD, cache.dtype)
+        scales.flatten(0, 1)[places_N] = scale_NK
     if cache.dtype.itemsize == 1:  # torch moves bytes, but not every eight-bit type
         cache, x_NKD = cache.view(torch.uint8), x_NKD.view(torch.uint8)
-    cache[blocks, offsets] = x_NKD
+    cache.flatten(0, 1)[places_N] = x_NKD.to(cache.dtype)
