@@ -10,7 +10,7 @@ Here, where the text is:
 On the machine with the GPU, where runs/parts has been brought to, all of it or a part a time:
 
     python benchmarks/real_run.py join runs/parts runs/packages
-    python benchmarks/real_run.py train runs/packages               # 110M parameters, 419 million tokens
+    python benchmarks/real_run.py train runs/packages               # 124M parameters, 262 million tokens
     python benchmarks/real_run.py train runs/packages --model small # 30M, about two minutes of one H100
     python benchmarks/real_run.py ablation runs/packages            # small, kept against raw text, three seeds
     python benchmarks/real_run.py evaluate runs/packages models/smollm2 --name smollm2

@@ -4,18 +4,20 @@
     torchrun --nproc-per-node 2 benchmarks/two_gpus.py --shape 135m --batch 64 --out two.json
     torchrun --nproc-per-node 2 benchmarks/two_gpus.py --shape quickstart --steps 15 --device cpu    # gloo
 
-Every way (ddp, zero1, zero2, zero3) trains a new model by `train` itself, on random tokens, one after the other in the
-same processes. JSON comes out, also on the screen. A row: `data`, the way; `tokens_per_second` of all processes
-together, the median over stretches of five steps of which the first two are left out; losses, which must agree from
-row to row; and for each rank, in bytes, `peak`, the most that tensors took at once, and `between_steps`, what stays:
-weights and optimizer state, no gradients (both 0 on CPUs, where torch does not count). Beside them what the planner
-says: `expected_peak`; `expected_between_steps`, where zero2 too holds its weights as shards; `zero_table`, the states
-by the ZeRO paper's 2 + 2 + 12 bytes a parameter; and `zero_table_ours`, by this run's own bytes.
+Every way (ddp, zero1, zero2, zero3) trains a new model by `train` itself, on random tokens, one after the other in
+the same processes. Each row is printed when it is there, and all of them as JSON at the end. A row: `data`, the way;
+`tokens_per_second` of all processes together, the median over stretches of five steps of which the first two are left
+out; losses, which must agree from row to row; and for each rank, in bytes, `peak`, the most that tensors took at
+once, and `between_steps`, what stays: weights and optimizer state, and DDP's buckets of gradients (both 0 on CPUs,
+where torch does not count). Beside them what the planner says: `expected_peak`; `expected_between_steps`, where zero2
+too holds its weights as shards; `zero_table`, the states by the ZeRO paper's 2 + 2 + 12 bytes a parameter; and
+`zero_table_ours`, by this run's own bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import statistics
@@ -33,7 +35,6 @@ from gristmill.artifact import StageRun, write_json
 from gristmill.bench.model import versions
 from gristmill.bench.train import SHAPES
 from gristmill.events import Event, EventLog
-from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.model.presets import preset
 from gristmill.plan.training import STAGES, zero_bytes_per_process
@@ -70,13 +71,19 @@ def main() -> None:
     length = options.length or usual_length
     config = make().model_copy(update={"max_seq_len": length, "rope_scaling": None})
     processes = start_processes(options.device)
+    model = Decoder(config).init_weights(0)
+    rows = []
+    for data in options.data:
+        rows.append(_measure(data, model, length, options, processes))
+        if processes.main:  # at once: what follows may be cut short
+            print(json.dumps(rows[-1]), flush=True)
     report = {
         "shape": options.shape,
         "parameters": config.num_parameters,
         "processes": processes.count,
         "batch": options.batch,
         "length": length,
-        "rows": [_measure(data, config, length, options, processes) for data in options.data],
+        "rows": rows,
         "settings": {key: str(value) for key, value in vars(options).items()},
         "hardware": hardware.describe(),
         "versions": versions("torch"),
@@ -89,9 +96,10 @@ def main() -> None:
 
 
 def _measure(
-    data: str, config: ModelConfig, length: int, options: argparse.Namespace, processes: Processes
+    data: str, model: Decoder, length: int, options: argparse.Namespace, processes: Processes
 ) -> dict[str, Any]:
-    """One way's row; what it says of ranks is of all of them, in their order."""
+    """One way's row, from a copy of the model; what it says of ranks is of all of them, in their order."""
+    config = model.config
     training = TrainingConfig.model_validate(
         {
             "steps": options.steps,
@@ -123,13 +131,12 @@ def _measure(
 
     log = EventLog(None)
     log.subscribers.append(note)
-    before = torch.cuda.memory_allocated(device) if cuda else 0
     with tempfile.TemporaryDirectory(prefix="gristmill-two-gpus-") as directory:
         # Checkpoints are for all processes: they need one place, the main one's.
         out = Path(processes.broadcast_object(directory))
         run = StageRun(out, out / "scratch", {}, 0, log.stage("bench"))
         result = train(
-            Decoder(config).init_weights(0),
+            copy.deepcopy(model),
             _random_rows(config.vocab_size, options.batch, length),
             next_token_loss,
             training,
@@ -141,7 +148,7 @@ def _measure(
     del result
     mine = {
         "peak": figures["memory_peak_bytes"] if cuda else 0,
-        "between_steps": held[-1] - before,
+        "between_steps": held[-1],
         "losses": losses,
     }
     ranks: list[Any] = [None] * processes.count
@@ -164,7 +171,11 @@ def _measure(
     weight = 2 if training.weights == "bf16" else 4
     params, stage = config.num_parameters, STAGES[training.parallel.data]
     ours = {"weight": weight, "gradient": weight, "optimizer": 2 * weight}  # AdamW's two averages
-    between = {"weight": weight / processes.count if stage >= 2 else weight, "gradient": 0, "optimizer": 2 * weight}
+    between = {
+        "weight": weight / processes.count if stage >= 2 else weight,
+        "gradient": weight if stage == 0 and processes.count > 1 else 0,  # DDP keeps the buckets that it sends
+        "optimizer": 2 * weight,
+    }
     return {
         "data": data,
         "precision": precision,

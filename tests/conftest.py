@@ -6,5 +6,6 @@ import os
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the command line does, before the first product
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -9,6 +9,7 @@ import sys
 import pytest
 import typer
 
+from command_line import call
 from gristmill import cli
 from gristmill.cli import main
 
@@ -26,16 +27,6 @@ collected:
   local: [{path: %s, domain: books}]
 corpus: {}
 """
-
-
-def call(monkeypatch, capsys, *arguments):
-    """(exit code, standard output, standard error) of one call."""
-    monkeypatch.setattr(sys, "argv", ["gristmill", *map(str, arguments)])
-    monkeypatch.setattr(cli, "_show_traceback", [False])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
 
 
 def test_every_verb_is_there():
@@ -66,6 +57,7 @@ def test_help_has_an_example(monkeypatch, capsys, verb):
         (["import", "none"], "none is neither a known package"),
         (["page", "none"], "none is no directory; give a run directory"),
         (["generate", "none", "Hello", "--temperature", "-1"], "temperature"),
+        (["generate", "none", "Hello", "--length-penalty", "2"], "length_penalty needs beam_width"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_1(monkeypatch, capsys, arguments, said):

@@ -1,14 +1,12 @@
 """`gristmill import` and `gristmill export`, there and back."""
 
 import json
-import sys
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gristmill import cli
-from gristmill.cli import main
+from command_line import call
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.weights.hf import save_model
@@ -17,16 +15,6 @@ from gristmill.weights.load import load_model
 SHAPE = {"vocab_size": 300, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8,
          "intermediate_size": 64, "max_seq_len": 64}  # fmt: skip
 SPECIAL = ["<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
-
-
-def call(monkeypatch, capsys, *arguments):
-    """(exit code, standard output, standard error) of one call."""
-    monkeypatch.setattr(sys, "argv", ["gristmill", *map(str, arguments)])
-    monkeypatch.setattr(cli, "_show_traceback", [False])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

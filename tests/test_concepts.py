@@ -11,7 +11,7 @@ PAGE = ROOT / "docs" / "concepts.md"
 PACKAGE = ROOT / "src" / "gristmill"
 IDS = [f"G{number:02}" for number in range(1, 46)] + [f"P{number:02}" for number in range(1, 32)]
 HEADER = ["id", "idea", "in a sentence", "module", "command", "measured"]
-ROOMS_TO_COME = {"plan/", "kernels/", "capacity/", "retrieve/", "agents/", "route/"}  # no directory yet
+ROOMS_TO_COME = {"retrieve/", "agents/", "route/"}  # no directory yet
 PLANNED = "*planned*"
 
 

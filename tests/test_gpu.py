@@ -59,3 +59,35 @@ def test_logits_on_the_gpu_equal_the_cpus():
     with torch.no_grad():
         expected = model(ids)
         assert (model.to("cuda")(ids.to("cuda")).cpu() - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("precision", "documents"), [("bf16", False), ("bf16", True), ("fp32", False)])
+def test_deterministic_runs_are_equal_to_the_bit_and_so_is_a_cut_one(tmp_path, precision, documents):
+    def batch_at(step, shard):
+        tokens = torch.from_numpy(np.random.default_rng(step).integers(0, 512, (8, 65)))
+        segments = (tokens[:, :-1] < 40).cumsum(1) if documents else None
+        return TokenBatch(tokens[:, :-1], tokens[:, 1:], torch.ones(8, 64), segments)
+
+    def learn_again(name, stop=None):
+        def or_die(step, shard):
+            if step == stop:
+                raise KeyboardInterrupt
+            return batch_at(step, shard)
+
+        (tmp_path / name / "scratch").mkdir(parents=True, exist_ok=True)
+        run = StageRun(tmp_path / name, tmp_path / name / "scratch", {}, 1, StageLog.silent())
+        model = Decoder(SHAPE).init_weights(1)
+        return train(model, or_die, next_token_loss, config, run), model
+
+    config = TrainingConfig(
+        steps=20, batch_size=8, learning_rate=3e-3, log_every=1, checkpoint_every=6, device="cuda",
+        precision=precision, deterministic=True, prefetch=0,
+    )  # fmt: skip
+    whole, model = learn_again("whole")
+    with pytest.raises(KeyboardInterrupt):
+        learn_again("cut", stop=15)
+    resumed, other = learn_again("cut")
+    assert resumed.steps_run < 20
+    assert [entry["loss"] for entry in resumed.history] == [entry["loss"] for entry in whole.history]
+    for (name, one), two in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name

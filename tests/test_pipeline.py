@@ -243,6 +243,25 @@ def test_two_runs_in_one_directory_are_refused(finished, recipe):
             run(recipe, directory)
 
 
+def test_what_was_refused_does_not_stay_in_the_runs_recipe(finished, tmp_path):
+    directory = tmp_path / "r"
+    shutil.copytree(finished[0], directory)
+    recipe = directory / "recipe.yaml"
+    before = recipe.read_text()
+    with pytest.raises(GristmillError, match="names the domain 'nowhere'"):
+        run(directory, last="base", overrides=["base.mixture=[{from_step: 0, weights: {nowhere: 1}}]"])
+    assert recipe.read_text() == before
+    assert [stage["state"] for stage in status(directory)["stages"]] == ["fresh"] * len(finished[1])
+
+    def stop(event):
+        if event["type"] == "metric" and event["step"] >= 15:
+            raise GristmillError("the disk is full")
+
+    with pytest.raises(GristmillError, match="the disk is full"):
+        run(directory, last="base", overrides=["base.training.learning_rate=0.02"], on_event=stop)
+    assert "learning_rate: 0.02" in recipe.read_text(), "what can be gone on from keeps its recipe"
+
+
 @pytest.mark.parametrize(("stage", "events"), [("corpus", 1), ("base", 6), ("sft", 3)])
 def test_kill_9_in_a_stage_then_the_same_hashes(finished, recipe, tmp_path, stage, events):
     _, manifests = finished

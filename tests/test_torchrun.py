@@ -126,6 +126,7 @@ def test_an_error_in_another_process_ends_all_with_its_own_words(run):
     [
         ("all fail", "the loss is not finite"),
         ("main fails", "cannot write a checkpoint: the disk is full"),
+        ("main fails with work under way", "the loss is not finite"),
         ("other has a defect", "process 1: a defect in gristmill: KeyError"),
         ("other dies", "another of the 2 processes ended without a word"),
     ],
@@ -197,7 +198,8 @@ def test_a_killed_run_goes_on_and_ends_where_one_process_would(kind, tmp_path):
     recipe.write_text(TEXT_RECIPE % (tmp_path / "books"))
     pipeline.run(recipe, alone, last="tokens")
     shutil.copytree(alone, together)
-    pipeline.run(recipe, alone, first="base", last="base")
+    # Alone with as many gradients to add up: then with ddp nothing is left to differ, not even rounding.
+    pipeline.run(recipe, alone, first="base", last="base", overrides=["base.training.micro_batch_size=2"])
     command = ["-m", "gristmill", "pretrain", together, "--set", f"base.training.parallel.data={kind}"]
     started = launch(command)
     partial = together / "artifacts" / ".base.partial"
@@ -211,7 +213,7 @@ def test_a_killed_run_goes_on_and_ends_where_one_process_would(kind, tmp_path):
     assert codes == [0, 0], said
     notes = [event["message"] for event in read_events(together / "events.jsonl") if event["type"] == "note"]
     assert any("resumed after step" in note for note in notes), notes
-    assert losses(together) == pytest.approx(losses(alone), abs=1e-3)
+    assert losses(together) == (losses(alone) if kind == "ddp" else pytest.approx(losses(alone), abs=1e-3))
 
 
 def pair(monkeypatch, patience=5.0):

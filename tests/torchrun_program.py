@@ -6,12 +6,22 @@ import sys
 import types
 
 import torch
+import torch.distributed as dist
 
 from gristmill.cli import main
 from gristmill.errors import GristmillError
 from gristmill.train.parallel.processes import current_processes
 
 told = sys.argv.pop()
+
+
+SUMS = 20_000  # as DDP's of gradients: some are still on their way when Python is taken down
+
+
+def fail_with_work_under_way(processes):
+    for _ in range(SUMS):
+        dist.all_reduce(torch.zeros(10), async_op=processes.main)
+    raise GristmillError("the loss is not finite")
 
 
 def pretrain(config, run):
@@ -22,6 +32,8 @@ def pretrain(config, run):
         file.write("s")
     if told == "all fail":
         raise GristmillError("the loss is not finite")
+    if told == "main fails with work under way":
+        fail_with_work_under_way(processes)
     if processes.rank == 1:
         if told == "other fails":
             raise GristmillError("loader: rows.bin is torn")

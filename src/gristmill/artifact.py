@@ -159,7 +159,7 @@ def exchange_partial(partial: Path, fingerprint: str) -> Path | None:
     mark = partial / SCRATCH / "fingerprint"
     before = mark.read_text() if mark.exists() else ""
     aside = None
-    if before != fingerprint and any((partial / SCRATCH / CHECKPOINTS).glob("step-*")):
+    if before != fingerprint and _has_checkpoints(partial):
         aside = _aside(partial, before)
         os.rename(partial, aside)
     kept = _aside(partial, fingerprint)
@@ -191,6 +191,15 @@ def partial_fingerprint(target: Path) -> str | None:
     """The fingerprint under which unfinished work on `target` was begun, or None where there is none."""
     mark = target.parent / f".{target.name}.partial" / SCRATCH / "fingerprint"
     return mark.read_text() if mark.exists() else None
+
+
+def has_checkpoints(target: Path) -> bool:
+    """Whether work cut in the midst of `target` left checkpoints to go on from."""
+    return _has_checkpoints(target.parent / f".{target.name}.partial")
+
+
+def _has_checkpoints(partial: Path) -> bool:
+    return any((partial / SCRATCH / CHECKPOINTS).glob("step-*"))
 
 
 def read_manifest(directory: Path | str) -> Manifest:

@@ -25,6 +25,7 @@ from .artifact import (
     Manifest,
     StageFunction,
     build,
+    has_checkpoints,
     hash_json,
     join_build,
     partial_fingerprint,
@@ -146,14 +147,23 @@ def _run_plan(
     log = EventLog(directory / "events.jsonl")
     if on_event is not None:
         log.subscribers.append(on_event)
-    write_text(directory / "recipe.yaml", dump_recipe(recipe))
+    written = directory / "recipe.yaml"
+    before = written.read_text(encoding="utf-8") if written.exists() else None
+    write_text(written, dump_recipe(recipe))
     log.emit("run_started", recipe=recipe.name, stages=[stage.name for stage in plan])
     started = time.monotonic()
     whole: set[Path] = set()
+    done: set[str] = set()  # types of this run's events
+    log.subscribers.append(lambda event: done.add(event["type"]))
+    manifests: dict[str, Manifest] = {}
     try:
-        manifests = {stage.name: _run_stage(stage, recipe, directory, log, whole, how) for stage in plan}
+        for stage in plan:
+            manifests[stage.name] = _run_stage(stage, recipe, directory, log, whole, how)
     except BaseException as error:
         log.emit("run_failed", error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
+        refused = isinstance(error, GristmillError) and "stage_finished" not in done
+        if refused and before is not None and not has_checkpoints(artifact_dir(directory, stage.name)):
+            write_text(written, before)  # what was refused is not what the directory holds, nor what comes next
         raise
     else:
         log.emit("run_finished", seconds=round(time.monotonic() - started, 3))

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,9 @@ from typer.testing import CliRunner
 
 from gristmill.bench import serve, serve_load, serve_trials, serve_watch
 from gristmill.bench.serve import bench_serve, table
-from gristmill.bench.serve_load import random_ids, random_model, standin_tokenizer, target, workload
-from gristmill.bench.serve_peers import PEERS
-from gristmill.bench.serve_trials import TRIALS
+from gristmill.bench.serve_load import Target, random_ids, random_model, standin_tokenizer, target, workload
+from gristmill.bench.serve_peers import PEERS, PeerFailed
+from gristmill.bench.serve_trials import TRIALS, copy_prompts
 from gristmill.bench.serve_watch import Watch, percentile
 from gristmill.cli import app
 from gristmill.engine.sampling import SamplingParams
@@ -45,6 +46,7 @@ def test_the_workloads_are_the_published_ones():
     assert w1.lengths == tuple((draw.randint(100, 1024), draw.randint(100, 1024)) for _ in range(256))
     assert (w1.temperature, w1.steps) == (0.6, None)
     assert workload("b1").lengths == ((128, 512),)
+    assert workload("b8").lengths == ((128, 256),) * 8
     assert workload("b32").lengths == ((512, 256),) * 32
     assert workload("prefill").lengths == ((2048, 1),) * 64
     assert {workload(name).temperature for name in ("b1", "b32", "prefill")} == {0.0}
@@ -150,6 +152,7 @@ def test_times_between_tokens_are_each_requests_own(monkeypatch):
         watch.step()
     assert watch.first == {0: 1.5, 1: 3.0}
     assert watch.between == {0: [2.0, 1 / 3, 1 / 3, 1 / 3], 1: [1.0]}
+    assert watch.tokens_a_step == pytest.approx(5 / 3)  # three times somebody past the first token got some
     assert (watch.steps, watch.output_tokens) == (4, 7)
 
 
@@ -215,7 +218,15 @@ def test_the_table_has_a_column_a_side_and_the_ratio():
         {"workload": "b1", "side": "gristmill", "figures": {"seconds": 2.0, "KV waste": 0.031}, "rounds": [2.0, 3.0]},
         {"workload": "b1", "side": "vllm", "figures": {"seconds": 5.0}, "rounds": [5.0, 6.0]},
     ]
-    report = {"rows": rows, "model": "m", "parameters": 7, "dtype": "float32", "device": "cpu", "absent": ["llama.cpp"]}
+    report = {
+        "rows": rows,
+        "model": "m",
+        "parameters": 7,
+        "dtype": "float32",
+        "device": "cpu",
+        "absent": ["llama.cpp"],
+        "precision": {"transformers": "float32"},
+    }
     shown = table(report)
     assert "2.50x" in shown
     assert "3.1 %" in shown
@@ -268,6 +279,21 @@ def test_a_peer_gets_the_same_ids_and_lengths(fake_vllm):
     assert len(rounds) == 2
 
 
+def test_on_a_gpu_a_peer_is_started_once_for_all_workloads(fake_vllm, monkeypatch):
+    def as_on_a_gpu(loads, names, on_cpu):
+        return together(loads, names, on_cpu=False)
+
+    together = serve._together
+    monkeypatch.setattr(serve, "_together", as_on_a_gpu)
+    seen = fake_vllm()
+    report = bench_serve(["b1", "b32"], requests=2, rounds=2, peers=["vllm"], **CPU)
+    asked = [json.loads(line) for line in seen.read_text().splitlines()]
+    assert [len(requests) for requests in asked] == [1, 2, 2, 2, 2]  # its one warm-up; then two rounds of each
+    assert list(figures_of(report)) == [(load, side) for load in ("b1", "b32") for side in ("gristmill", "vllm")]
+    lengths = {load.name: load.lengths for load in (workload("b1", 2, CPU["scale"]), workload("b32", 2, CPU["scale"]))}
+    assert [len(asked[1][0][0]), len(asked[3][0][0])] == [lengths["b1"][0][0], lengths["b32"][0][0]]
+
+
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
@@ -296,6 +322,22 @@ def test_what_is_not_installed_is_named(monkeypatch):
     assert report["absent"] == ["llama.cpp", "transformers", "transformers continuous"]
 
 
+def test_each_peer_runs_where_it_is(monkeypatch):
+    where = {("llama.cpp", "/with/llama"), ("transformers", sys.executable)}
+    monkeypatch.setattr(serve, "installed", lambda side, python: (side, python) in where)
+    started = []
+
+    def start(name, python, *rest):
+        started.append((name, python))
+        raise PeerFailed(f"{name} was started")
+
+    monkeypatch.setattr(serve, "Peer", start)
+    report = bench_serve(["b8"], rounds=1, peers=["llama.cpp", "transformers"], peer_python="/with/llama", **CPU)
+    assert set(started) == where
+    assert report["absent"] == ["transformers continuous"]
+    assert report["precision"]["llama.cpp"].endswith("keys and values in float16")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", ["transformers", "llama.cpp"])
 def test_real_peers_give_every_token(peer):
@@ -320,6 +362,26 @@ def test_a_long_prompt_is_read_at_once_or_in_parts():
     assert at_once["tokens a step at most"] > 160 > parts["tokens a step at most"]
     assert set(at_once) == set(parts)
     assert all(value > 0 for value in parts.values())
+
+
+def test_copying_is_measured_plain_and_with_drafts():
+    found = figures_of(bench_serve(["copy"], shape="tiny", device="cpu", requests=2, scale=0.1))
+    assert list(found) == [("copy", side) for side in ("plain, 1", "drafts, 1", "plain, 2", "drafts, 2")]
+    assert found["copy", "plain, 1"]["tokens a step"] == 1
+    assert found["copy", "drafts, 1"]["tokens a step"] >= 1
+    assert "times the plain one" in found["copy", "drafts, 2"]
+
+
+def test_text_to_copy_is_random_patterns_or_a_list_of_orders():
+    served = Target("m", SimpleNamespace(config=TINY), SimpleNamespace(vocab_size=VOCAB), None, random=True)
+    one, other = copy_prompts(served, 2, 0.5, 0)
+    assert one == (one[:32] * 8)
+    assert one != other
+    asked = []
+    real = SimpleNamespace(chat_ids=lambda messages, add_generation_prompt: asked.append(messages[0]["content"]) or [1])
+    copy_prompts(Target("m", None, real, None, random=False), 2, 1.0, 0)
+    assert asked[0] != asked[1]
+    assert "21. " in asked[0]
 
 
 def test_an_idle_engine_sleeps(monkeypatch):
@@ -353,7 +415,7 @@ def test_on_a_gpu_launches_are_counted_and_splits_compared():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"workloads": ["w2"]}, "--workload w2: known are w1, b1, b32, prefill, prefix"),
+        ({"workloads": ["w2"]}, "--workload w2: known are w1, b1, b8, b32, prefill, prefix"),
         ({"batching": ["dynamic"]}, "--batching dynamic: known are continuous, static, naive"),
         ({"peers": ["sglang"]}, "--peer sglang: known are vllm, transformers, llama.cpp"),
         ({"shape": None}, "--shape NAME"),
@@ -376,7 +438,7 @@ def test_the_command_writes_what_it_prints(tmp_path):
     assert json.loads(result.stdout) == report
     assert [row["workload"] for row in report["rows"]] == ["b1", "prefill"]
     assert "prompt tok/s" in report["rows"][1]["figures"]
-    assert set(TRIALS) >= {"prefix", "interleave", "long", "idle", "ready"}
+    assert set(TRIALS) >= {"prefix", "interleave", "copy", "long", "idle", "ready"}
 
 
 def test_ids_are_of_the_vocabulary_and_of_the_seed():

@@ -115,3 +115,10 @@ def test_the_command_writes_what_it_prints(tiny, tmp_path):
     assert json.loads(result.stdout) == report
     assert report["weights"] == "fp32"
     assert report["rows"][0]["name"] == "gristmill"
+
+
+def test_a_shape_that_is_not_known_is_told_all_that_are() -> None:
+    with pytest.raises(GristmillError, match=r"known are 135m, d12, 1\.2b, quickstart, gristmill-5m"):
+        bench_train("tiny", [])
+    with pytest.raises(GristmillError, match=r"did you mean 'quickstart'\?"):
+        bench_train("quikstart", [])

@@ -148,7 +148,7 @@ class World:
         self.under_way: deque[Launched] = deque()
         self.stem = [self.random.randrange(1, VOCAB) for _ in range(self.config.max_model_len)]
         self.requests = 0
-        self.arrivals: dict[int, tuple[int, int]] = {}
+        self.arrivals: dict[int, tuple[int, int, int]] = {}
         self.given: dict[int, list[int]] = {}  # output that a forked request began with
         self.held_up: Counter = Counter()
 
@@ -169,7 +169,10 @@ class World:
             self._add(Request(self.requests, list(ids), params, priority=priority))
 
     def fork(self) -> None:
-        parents = [r for r in self.scheduler.running.values() if r.blocks and r.output_ids and not r.in_flight]
+        # Nothing under way may write what is shared: after a preemption a step can compute tokens and draw none.
+        written = {chunk.request.id for launched in self.under_way for chunk in launched.step.chunks}
+        running = [r for r in self.scheduler.running.values() if r.id not in written]
+        parents = [r for r in running if r.blocks and r.output_ids and not r.in_flight]
         if not parents:
             return
         parent = self.random.choice(parents)
@@ -181,13 +184,16 @@ class World:
             return
         self.given[child.id] = list(output)
         self.pool.fork(parent, child)
+        if self.random.random() < 0.5:  # as a beam: it stands where its parent does
+            child.arrival = parent.arrival
+            self.figures["beams"] += 1
         self._add(child)
         self.figures["forks"] += 1
 
     def _add(self, request: Request) -> None:
         self.requests += 1
-        self.arrivals[request.id] = (request.priority, len(self.arrivals))
         self.scheduler.add(request)
+        self.arrivals[request.id] = (request.priority, request.arrival, request.id)
 
     def abort(self) -> None:
         alive = [*self.scheduler.running.values(), *self.scheduler.waiting.values()]

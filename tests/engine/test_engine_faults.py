@@ -11,6 +11,7 @@ from gristmill.engine.engine import Engine
 from gristmill.engine.llm import LLM
 from gristmill.engine.sampling import SamplingParams
 from gristmill.errors import GristmillError
+from gristmill.kernels import cpu_linear
 from gristmill.model.config import RopeScaling
 from gristmill.model.decoder import Decoder
 
@@ -88,6 +89,41 @@ def test_a_step_that_throws_ends_its_requests_only(model, tokenizer, monkeypatch
     drain(engine)
     assert [r.finish_reason for r in requests] == ["error", "error", "length", "length"]
     assert requests[3].output_ids == greedy_by_full_forward(model, [13, 20], (), 10)
+
+
+def test_numbers_beyond_what_tables_hold_harm_nobody(model, tokenizer):
+    engine = engine_of(model, tokenizer)
+    other = engine.add_request([7, 8, 9], GREEDY)
+    asked = SamplingParams(max_tokens=10**30, min_tokens=10**30, temperature=0.0, top_k=10**30, seed=10**30)
+    endless = engine.add_request([30, 31], asked)
+    drain(engine)
+    assert other.output_ids == greedy_by_full_forward(model, [7, 8, 9], (), 10)
+    assert endless.finish_reason == "length"
+    assert len(endless.output_ids) == 96 - 2
+
+
+@pytest.mark.parametrize("how", ["counted", "unseen", "fused"])
+def test_after_a_change_of_weights_nothing_of_the_old_ones_is_used(tokenizer, monkeypatch, how):
+    monkeypatch.setattr(cpu_linear, "SMALLEST", 1)
+    monkeypatch.setattr(cpu_linear, "_has_room", lambda size: True)
+    model = make_model().requires_grad_(False)
+    engine, prompt = engine_of(model, tokenizer), list(range(7, 47))  # two blocks and more
+    engine.add_request(prompt, GREEDY)
+    drain(engine)
+    for weight in model.parameters():
+        new = weight + torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.3
+        if how == "counted":
+            weight.copy_(new)
+        elif how == "unseen":
+            weight.data.copy_(new)
+        else:
+            weight.requires_grad_(True).grad = weight.detach() - new
+            torch.optim.SGD([weight], lr=1.0, fused=True).step()
+            weight.requires_grad_(False).grad = None
+    engine.weights_changed()
+    again = engine.add_request(prompt, GREEDY)
+    drain(engine)
+    assert again.output_ids == greedy_by_full_forward(model, prompt, (), 10)
 
 
 def test_a_text_that_cannot_be_made_fails_alone(model, tokenizer, monkeypatch):

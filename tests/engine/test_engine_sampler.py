@@ -144,6 +144,14 @@ def test_a_slots_next_request_has_nothing_of_the_last_ones_bias():
     assert sampler.asked().entries == 0
 
 
+def test_a_freed_slots_bias_is_not_its_next_ones_beside_another_with_a_bias():
+    sampler = sampler_of(request(temperature=0, logit_bias={7: 100}), request(temperature=0, logit_bias={3: 100}))
+    sampler.free(0)
+    sampler.place(0, request(temperature=0))
+    logits = logits_of(2)
+    assert draw(sampler, logits).token_ids == [int(logits[0].argmax()), 3]
+
+
 def test_masks_leave_what_their_bits_allow():
     allowed = torch.zeros(2, VOCAB, dtype=torch.bool)
     allowed[0, [0, 29]] = True

@@ -14,7 +14,7 @@ from gristmill.engine.scheduler import Scheduler
 
 WHAT_MUST_OCCUR = (
     "length", "stop", "abort", "error", "preemptions", "hits", "hits after preemption", "aborts in flight", "forks",
-    "copies", "drafts", "accepted", "failed steps",
+    "beams", "copies", "drafts", "accepted", "failed steps",
 )  # fmt: skip
 RUNS_TO_FIND_A_BUG = 150
 

@@ -11,7 +11,9 @@ from gristmill.engine import llm as llm_module
 from gristmill.engine import terminal
 from gristmill.engine.llm import LLM
 from gristmill.engine.sampling import SamplingParams
+from gristmill.engine.speculation.config import SpeculationConfig
 from gristmill.engine.terminal import chat, chat_loop, generate_text
+from gristmill.weights.hf import save_model
 
 PARAMS = SamplingParams(max_tokens=8, temperature=0.0)
 
@@ -106,3 +108,13 @@ def test_generate_and_chat_from_a_path(model, tokenizer, monkeypatch, tmp_path):
     screen = []
     chat_loop(tmp_path, PARAMS, read_line=lambda prompt: "/quit", write=screen.append)
     assert screen == [terminal.CHAT_HELP + "\n"]
+
+
+def test_what_is_guessed_or_searched_is_said_as_well(tmp_path, tokenizer, model):
+    save_model(model, tmp_path, tokenizer.directory)
+    plain = generate_text(tmp_path, "the the the", PARAMS, io.StringIO())
+    for options in ({"speculation": SpeculationConfig(min_ngram=1)}, {"draft_model": tmp_path}):
+        assert generate_text(tmp_path, "the the the", PARAMS, io.StringIO(), **options) == plain
+    beams = SamplingParams(max_tokens=8, beam_width=2)
+    (found,) = LLM.from_model(model, tokenizer).generate(["the the the"], beams)
+    assert generate_text(tmp_path, "the the the", beams, io.StringIO()) == found.text

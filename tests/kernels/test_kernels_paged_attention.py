@@ -6,6 +6,8 @@ import pytest
 import torch
 from paged_cases import Case, by_definition, check, example, read
 
+from gristmill.kernels import paged_reference
+from gristmill.kernels.cpu_linear import has_onednn
 from gristmill.kernels.paged_attention import PagedBatch, paged_attention, write_kv
 from gristmill.kernels.paged_reference import paged_attention_reference
 from gristmill.kernels.rope_kv import quantized
@@ -72,7 +74,32 @@ def test_layers_of_one_step_share_what_is_worked_out_of_it():
     assert len(made.batch.plans) == 2
 
 
-def test_sequences_that_lie_side_by_side_are_not_copied_and_others_are_copied_together():
+PROMPTS = Case(lengths=(300, 90, 200, 5), counts=(300, 64, 130, 5))
+TILED = [
+    PROMPTS,
+    replace(PROMPTS, side_by_side=True, lengths=(400, 90, 200, 5)),
+    replace(PROMPTS, heads=6, kv_heads=2, window=50),
+    replace(PROMPTS, window=70, sink_tokens=3),
+    replace(PROMPTS, window=40, causal=False),
+    replace(PROMPTS, causal=False),
+    replace(PROMPTS, latent=True, width=24, value_width=16, kv_heads=1),
+    replace(PROMPTS, dtype=torch.bfloat16),
+]
+
+
+@pytest.mark.skipif(not has_onednn(), reason="such products are oneDNN's, on a processor with AVX2")
+@pytest.mark.parametrize("case", TILED, ids=str)
+def test_parts_of_prompts_as_products_are_the_definition(case):
+    made = example(case)
+    with torch.inference_mode():
+        found = paged_attention(*made.arguments)
+    (groups,) = made.batch.plans.values()
+    assert sorted(len(group.tiles) for group in groups) == [0, 1, 2, 3]
+    check(found, made)
+
+
+def test_sequences_that_lie_side_by_side_are_not_copied_and_others_are_copied_together(monkeypatch):
+    monkeypatch.setattr(paged_reference, "SHORT", 4 * 16 * 2 * 16 * 4)  # four blocks of such keys
     for side_by_side, expected in ((True, [1, 1, 1, 1]), (False, [2, 2])):
         made = example(Case(lengths=(70, 75, 200, 220), counts=(1, 1, 1, 1), side_by_side=side_by_side))
         paged_attention(*made.arguments)

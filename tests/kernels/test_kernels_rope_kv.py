@@ -61,7 +61,8 @@ def example(case, dtype=torch.float32, stored=None, device="cpu"):
     turning = Turning(frequencies, 1.25) if case.pairs else None
     norms = [Norm(draw(case.width), 1e-3, offset=case.offset) if case.norm else None for _ in range(2)]
     qkv = draw(len(POSITIONS), (case.heads + 2 * case.kv_heads) * case.width)
-    positions, slots = torch.tensor(POSITIONS, device=device), torch.tensor(SLOTS, device=device)
+    # Views with a stride, as of a table that was sent at once.
+    positions, slots = torch.tensor(list(zip(POSITIONS, SLOTS, strict=True)), device=device).unbind(1)
     return qkv, positions, slots, layer, turning, *norms
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from gristmill.kernels.swiglu import activate, gated_activation, gated_activation_reference
+from gristmill.kernels.swiglu import activate, gated_activation, gated_activation_reference, silu_product
 from gristmill.model.feed_forward import ACTIVATIONS
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -60,3 +60,51 @@ def test_the_compiled_kernel_is_its_reference(activation, shape, dtype):
     expected = gated_activation_reference(x, activation)
     tolerance = max(TOLERANCES[dtype], 1e-5)
     torch.testing.assert_close(gated_activation(x, activation), expected, rtol=tolerance, atol=tolerance)
+
+
+def product_and_gradient(x, dtype=torch.float64):
+    """silu(gate) * up and its gradient for a weighted sum, by autograd."""
+    exact = x.to(dtype).requires_grad_()
+    gate, up = exact.chunk(2, dim=-1)
+    product = torch.nn.functional.silu(gate) * up
+    weights = torch.randn(product.shape, generator=torch.Generator().manual_seed(1), dtype=dtype).to(x.device)
+    (gradient,) = torch.autograd.grad((product * weights).sum(), exact)
+    return product.detach(), weights, gradient
+
+
+def test_a_compiled_products_gradient_is_autograds():
+    x = example(6, 9).view(2, 3, 18)
+    product, weights, gradient = product_and_gradient(x)
+    x.requires_grad_()
+    compiled = torch.compile(silu_product, backend="aot_eager", fullgraph=True)
+    mine = compiled(x)
+    torch.testing.assert_close(mine, product.float())
+    torch.testing.assert_close(torch.autograd.grad((mine * weights.float()).sum(), x)[0], gradient.float())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 4), (3, 5), (2, 1030)])
+def test_the_gradients_kernel_is_autograd(kernel, shape, dtype):
+    from gristmill.kernels.swiglu_triton import silu_product_gradient_kernel
+
+    x = example(*shape, dtype)
+    _, weights, gradient = product_and_gradient(x)
+    mine = silu_product_gradient_kernel(x, weights.to(dtype))
+    assert mine.dtype == dtype
+    torch.testing.assert_close(mine.double(), gradient, rtol=3 * TOLERANCES[dtype], atol=3 * TOLERANCES[dtype])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1536), (7, 1037), (300, 8192)])
+def test_a_compiled_feed_forward_learns_as_written(shape, dtype):
+    pytest.importorskip("triton")
+    x = example(*shape, dtype, "cuda")
+    product, weights, gradient = product_and_gradient(x)
+    x.requires_grad_()
+    mine = torch.compile(silu_product, fullgraph=True)(x)
+    (found,) = torch.autograd.grad(mine, x, weights.to(dtype))
+    tolerance = max(3 * TOLERANCES[dtype], 1e-5)
+    torch.testing.assert_close(mine.detach().double(), product, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found.double(), gradient, rtol=tolerance, atol=tolerance)

@@ -92,7 +92,7 @@ def cached_logits(model: Decoder, rows: list[torch.Tensor], cuts: list[list[int]
     """Logits of each row, read in pieces that end at `cuts`, all rows' pieces of a round in one step of the engine."""
     size, held = 4, -(-length // 4)
     cache = paged(model.config, len(rows), length, size, torch.float32)
-    cache.table_SM.copy_(torch.arange(len(rows) * held).view(len(rows), held).flip(0))
+    cache.table_SM[: len(rows)].copy_(torch.arange(len(rows) * held).view(len(rows), held).flip(0))
     found: list[list[torch.Tensor]] = [[] for _ in rows]
     starts = [0] * len(rows)
     for turn in range(max(map(len, cuts))):

@@ -108,7 +108,7 @@ class Browser:
         self.command("Emulation.setEmulatedMedia", features=values)
 
     def press(self, key: str) -> None:
-        codes = {"Tab": 9, "Enter": 13, "ArrowDown": 40}
+        codes = {"Tab": 9, "Enter": 13, "ArrowRight": 39, "ArrowDown": 40}
         text = {"text": "\r"} if key == "Enter" else {}
         common = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
         self.command("Input.dispatchKeyEvent", type="keyDown", **common, **text)

@@ -202,7 +202,7 @@ def test_the_rail_works_by_keyboard_and_keeps_its_place_in_the_address(browser, 
     with serving(make_app(finished_run)) as address:
         browser.open(address)
         browser.wait_for(READY)
-        for _ in range(3):  # the skip link, the pause button, the first stage
+        for _ in range(4):  # the skip link, the pause button, the planner, the first stage
             browser.press("Tab")
         assert browser.evaluate("document.activeElement.id") == "stage-data"
         browser.press("ArrowDown")

@@ -1,8 +1,11 @@
 """Model shapes of every kind, for property tests."""
 
+import re
+
 from hypothesis import strategies as st
 
 from gristmill.model.config import ModelConfig
+from gristmill.plan import parameters
 
 
 @st.composite
@@ -91,3 +94,24 @@ def model_configs(draw):
     else:
         fields["mlp_bias"] = draw(st.booleans())
     return ModelConfig.model_validate(fields)
+
+
+def evaluated(formula, config):
+    """The value of a formula in the symbols of plan/parameters.py; a space or nothing between factors is a product."""
+    latent, experts = config.latent, config.experts
+    known = {"V": config.vocab_size, "C": config.hidden_size, "L": config.num_layers, "H": config.num_heads,
+               "K": config.num_kv_heads, "D": config.head_dim, "F": config.intermediate_size, "S": config.max_seq_len,
+               "E": config.value_dim}  # fmt: skip
+    if latent:
+        known |= {"Rq": latent.q_rank, "R": latent.kv_rank, "N": latent.nope_head_dim, "P": latent.rope_head_dim}
+    if experts:
+        known |= {"X": experts.num_experts, "Fx": experts.intermediate_size, "Fs": experts.shared_intermediate_size}
+    shown = parameters.symbols(config)
+    known |= {symbol: value for symbol, value in shown.items() if symbol in ("Tt", "Y", "Ld", "B")}
+    assert {symbol: known[symbol] for symbol in shown if symbol in known} == {s: shown[s] for s in shown if s in known}
+    written = ""
+    for token in re.findall(r"[A-Z][a-z]?|\d+|[()+*]", formula):
+        if written and written[-1] not in "(+*" and token not in ")+*":
+            written += "*"
+        written += str(known.get(token, token))
+    return eval(written)

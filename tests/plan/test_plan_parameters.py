@@ -1,12 +1,10 @@
 """Parameters: against the built decoder for shapes of every kind, and against published closed forms."""
 
-import re
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from plan_shapes import model_configs
+from plan_shapes import evaluated, model_configs
 from pydantic import ValidationError
 
 from gristmill.errors import GristmillError
@@ -56,26 +54,6 @@ def test_active_parameters_are_those_of_a_model_with_only_the_chosen_experts(con
     assert parameters.active_params(config.model_copy(update={"experts": wider})) == (
         parameters.active_params(config) + more * counts.parameters_by_part(config).get("router", 0)
     )
-
-
-def evaluated(formula, config):
-    """The value of a formula in the symbols of plan/parameters.py; a space or nothing between factors is a product."""
-    latent, experts = config.latent, config.experts
-    known = {"V": config.vocab_size, "C": config.hidden_size, "L": config.num_layers, "H": config.num_heads,
-               "K": config.num_kv_heads, "D": config.head_dim, "F": config.intermediate_size, "S": config.max_seq_len,
-               "E": config.value_dim}  # fmt: skip
-    if latent:
-        known |= {"Rq": latent.q_rank, "R": latent.kv_rank, "N": latent.nope_head_dim, "P": latent.rope_head_dim}
-    if experts:
-        known |= {"X": experts.num_experts, "Fx": experts.intermediate_size, "Fs": experts.shared_intermediate_size}
-    written = ""
-    for token in re.findall(r"[A-Z][a-z]?|\d+|[()+*]", formula):
-        if written and written[-1] not in "(+*" and token not in ")+*":
-            written += "*"
-        written += str(known.get(token, token))
-    shown = parameters.symbols(config)
-    assert {symbol: known[symbol] for symbol in shown if symbol in known} == {s: shown[s] for s in shown if s in known}
-    return eval(written)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

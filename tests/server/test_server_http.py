@@ -190,10 +190,10 @@ def test_when_one_choice_fails_the_others_are_given_up(start, monkeypatch, strea
     server = start()
     advance = server.service.engine.engine._advance
 
-    def fail_on_six(request, token):
+    def fail_on_six(request, *token):
         if request.prompt_ids == [6]:
             raise RuntimeError("no text for this")
-        return advance(request, token)
+        return advance(request, *token)
 
     monkeypatch.setattr(server.service.engine.engine, "_advance", fail_on_six)
     asked = {**LONG, "prompt": [[5], [6], [7]], "stream": stream}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gristmill.errors import GristmillError
-from gristmill.train.fill_in_middle import FillInMiddle, GapTokens
+from gristmill.train.fill_in_middle import GOLDEN, FillInMiddle, GapTokens, _mixed
 
 PREFIX, MIDDLE, SUFFIX, BOS, EOS = 90, 91, 92, 0, 1
 MARKS = GapTokens(PREFIX, MIDDLE, SUFFIX, BOS, EOS)
@@ -76,6 +76,12 @@ def test_cuts_are_drawn_anew_for_each_document_epoch_and_seed():
     for change in range(3):
         others = [turned(text, *(step if place == change else 1 for place in range(3))) for step in range(10)]
         assert len(set(map(tuple, others))) > 7
+
+
+def test_the_generator_is_splitmix64():
+    """The numbers that the reference implementation gives from the seed 1234567."""
+    numbers = [_mixed(1234567 + place * GOLDEN) for place in range(1, 4)]
+    assert numbers == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 def test_coins_fall_by_the_rate_and_do_not_depend_on_how_many_are_asked_for():

@@ -153,7 +153,7 @@ def test_each_setting_is_the_first_that_fits(monkeypatch):
     options = list(smaller_settings(wanted, 2, "cpu"))
     totals = [estimate_memory(config, changed, rows, 2, "fp32", "cpu").total for _, changed in options]
     for room in sorted(set(totals)):
-        monkeypatch.setattr(memory, "memory_of", lambda _, room=room: room / (1 - memory.RESERVE))
+        monkeypatch.setattr(memory, "memory_of", lambda _, room=room: room / (1 - memory.SPARE))
         first = next(number for number, total in enumerate(totals) if total <= room)
         with pytest.raises(GristmillError) as refused:
             check_fits(config, wanted, rows, 2, "fp32", device)
@@ -174,13 +174,8 @@ def test_on_a_cpu_only_files_are_another_place_for_state():
     assert "memory.offload: cpu" not in said
 
 
-def test_a_containers_limit_is_the_memory_there_is(monkeypatch, tmp_path):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "CONTAINER_LIMITS", (str(limit), str(tmp_path / "absent")))
-    whole = memory.memory_of(torch.device("cpu"))
-    limit.write_text("max\n")
-    assert memory.memory_of(torch.device("cpu")) == whole
-    limit.write_text("1048576\n")
+def test_on_a_cpu_a_run_may_have_the_machines_memory(monkeypatch):
+    monkeypatch.setattr(memory.hardware, "memory_bytes", lambda: 2**20)
     assert memory.memory_of(torch.device("cpu")) == 2**20
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from gristmill.errors import GristmillError
+from gristmill.plan.activations import Arithmetic
+from gristmill.plan.memory import TrainingRun, peak_memory
 from gristmill.train.parallel.data_parallel import gather_model, parallelize
 from gristmill.train.parallel.launch import check_share, launched
 from gristmill.train.parallel.mesh import build_mesh
@@ -125,6 +127,12 @@ def test_each_process_holds_its_part(two, kind, weights, state):
         assert found["sharded"] == (1 if weights else 0)
         assert found["weights"] == pytest.approx(weights, abs=0.02)
         assert found["state"] == pytest.approx(state, abs=0.1)
+        # The planner says the same: float32 weights, and AdamW's two averages. FSDP's last row may be another's.
+        config = worker.new_model("tied").config
+        run = TrainingRun(worker.ROWS, worker.LENGTH, data=kind, processes=2)
+        planned = peak_memory(config, Arithmetic("fp32", device="cpu", compiled=False), run)
+        assert planned.weights == pytest.approx(4 * config.num_parameters * (found["weights"] or 1), rel=0.03)
+        assert planned.optimizer == pytest.approx(8 * config.num_parameters * found["state"], rel=0.2)
 
 
 def test_processes_talk_as_seldom_as_they_can(two):

@@ -9,13 +9,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from gristmill.events import EventLog
-from gristmill.hardware import known_accelerators
 from gristmill.model import counts
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.model.presets import preset
 from gristmill.train.config import WatchConfig
-from gristmill.train.throughput import DRIVER_NAMES, flops_per_token, mfu, peak_flops
+from gristmill.train.throughput import flops_per_token, mfu, peak_flops
 from gristmill.train.watch import PARTS, Watch, norms_by_part, part_of, weights
 
 CONFIG = ModelConfig(
@@ -67,10 +66,6 @@ def test_the_mfu_of_a_measured_run():
     config = preset("smollm2-135m")
     assert mfu(333_014, flops_per_token(config, 2048), 989.4e12) == pytest.approx(0.343, abs=0.002)
     assert mfu(2 * 333_014, flops_per_token(config, 2048), 989.4e12, processes=2) == pytest.approx(0.343, abs=0.002)
-
-
-def test_every_known_accelerator_has_a_drivers_name():
-    assert sorted(DRIVER_NAMES.values()) == sorted(known_accelerators())
 
 
 def test_peaks_are_those_of_sixteen_bits_and_unknown_devices_have_none():

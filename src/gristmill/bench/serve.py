@@ -2,8 +2,9 @@
 
 All sides get the same ids and lengths, and none stops early. Ours is driven through `Engine` itself, in this process;
 a peer runs in a process of its own (serve_peer_run.py). On a CPU the sides take turns, round by round; on a GPU one has
-the memory to itself until all its rounds are done. The best round counts, for all sides alike: the first captures
-graphs and compiles kernels. Each figure is said as soon as it is there, for what follows may be cut short.
+the memory to itself until all its workloads are done, for which a peer is started once. The best round counts, for all
+sides alike: the first captures graphs and compiles kernels. Each figure is said as soon as it is there, for what
+follows may be cut short.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,17 @@ import torch
 
 from gristmill import hardware
 from gristmill.engine.config import Batching
+from gristmill.engine.engine import Engine
 from gristmill.engine.limits import CPU_SEQS, GPU_SEQS
 from gristmill.errors import GristmillError
 
 from .model import versions
 from .serve_load import Load, Target, engine_of, give_back, target, workload
-from .serve_peers import PEERS, Peer, PeerFailed, installed
+from .serve_peers import PEERS, Peer, PeerFailed, installed, precision
 from .serve_trials import TRIALS, Trial
 from .serve_watch import Figures, PeakMemory, Watch, latencies, launches_a_step
 
-LOADS = ("w1", "b1", "b32", "prefill")
+LOADS = ("w1", "b1", "b8", "b32", "prefill")
 BATCHINGS: tuple[Batching, ...] = ("continuous", "static", "naive")
 Say = Callable[[str], None]
 
@@ -58,8 +61,7 @@ class Settings:
     rounds: int
     max_num_seqs: int | None
     batchings: tuple[Batching, ...]
-    peers: tuple[str, ...]
-    peer_python: str
+    peers: dict[str, str]  # the Python that has it, by peer
 
 
 def bench_serve(
@@ -75,31 +77,31 @@ def bench_serve(
     dtype: str | None = None,
     max_num_seqs: int | None = None,
     peer_python: str | None = None,
+    draft_model: Path | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """The report of `gristmill bench serve`: a row for each side of each workload.
 
     `workloads` are of LOADS and of TRIALS (serve_trials.py); `shape` is a preset's name for random weights, or `model`
     a directory. `requests` and `scale` shrink a workload: another number of requests, lengths times `scale`.
-    `batching`: ways to run the engine, continuous unless given. `peers` are those of PEERS; one that `peer_python`
-    (this Python unless given) cannot import is named as absent. GristmillError for a name, device or type that is not
-    there.
+    `draft_model` guesses in `copy`. `batching`: ways to run the engine, continuous unless given. `peers` are those of
+    PEERS, each run by `peer_python` or else by this Python; one that neither can import is named as absent.
+    GristmillError for a name, device or type that is not there.
     """
     _check(workloads, batching, peers)
     loads = [workload(name, requests, scale) for name in workloads if name in LOADS]
     trials = [(name, TRIALS[name]) for name in workloads if name in TRIALS]
     longest = max([load.longest for load in loads] + [trial.longest(scale) for _, trial in trials])
-    python = peer_python or sys.executable
+    pythons = dict.fromkeys([peer_python or sys.executable, sys.executable])
     named = [side for peer in peers for side in PEERS[peer]]
-    present = tuple(side for side in named if installed(side, python))
+    found = {side: next((python for python in pythons if installed(side, python)), None) for side in named}
+    present = {side: python for side, python in found.items() if python is not None}
     settings = Settings(
         requests, scale, rounds, max_num_seqs, tuple(b for b in BATCHINGS if b in batching) or BATCHINGS[:1], present,
-        python,
     )  # fmt: skip
     rows: list[Row] = []
-    with target(shape, model, device, dtype, longest) as served:
-        for load in loads:
-            rows += _compare(served, load, settings, say)
+    with target(shape, model, device, dtype, longest, draft_model) as served:
+        rows += _compare(served, loads, settings, say)
         for name, trial in trials:
             rows += _try(served, name, trial, settings, say)
         return {
@@ -112,6 +114,7 @@ def bench_serve(
             "scale": scale,
             "hardware": hardware.describe(),
             "versions": versions("torch", "triton", "transformers"),
+            "precision": {side: precision(side, served.dtype) for side in present},
             "absent": [side for side in named if side not in present],
         }
 
@@ -133,7 +136,8 @@ def table(report: dict[str, Any]) -> str:
             ours = min(rows[0]["rounds"])
             ratios = ["", *(f"{min(row['rounds']) / ours:.2f}x" for row in rows[1:])]
             lines.append(f"  {'we over it':<34}" + "".join(f"{ratio:>{width}}" for ratio in ratios))
-    return "\n".join([*lines, *(f"{name} is not installed" for name in report["absent"])])
+    precise = [f"{side}: {kept}" for side, kept in report["precision"].items()]
+    return "\n".join([*lines, *precise, *(f"{name} is not installed" for name in report["absent"])])
 
 
 def _check(workloads: Sequence[str], batching: Sequence[str], peers: Sequence[str]) -> None:
@@ -149,34 +153,40 @@ def _check(workloads: Sequence[str], batching: Sequence[str], peers: Sequence[st
         raise GristmillError("--workload is missing")
 
 
-def _compare(served: Target, load: Load, settings: Settings, say: Say) -> list[Row]:
-    """One workload on all sides. A peer that fails has no figures, and says why; ours must not."""
-    seqs = settings.max_num_seqs or (GPU_SEQS if served.device.type == "cuda" else CPU_SEQS)
-    makers: dict[str, Callable[[], Side]] = {}
+def _compare(served: Target, loads: Sequence[Load], settings: Settings, say: Say) -> list[Row]:
+    """The workloads on all sides. A peer that fails has no figures, and says why; ours must not."""
+    on_cpu = served.device.type == "cpu"
+    seqs = settings.max_num_seqs or (CPU_SEQS if on_cpu else GPU_SEQS)
+    makers: dict[str, Callable[[Sequence[Load]], Side]] = {}
     for batching in settings.batchings:
         name = "gristmill" if batching == "continuous" else f"gristmill {batching}"
-        makers[name] = partial(_Ours, served, load, seqs, batching)
-    for peer in settings.peers:
-        makers[peer] = partial(_Theirs, served, load, seqs, peer, settings.peer_python)
-    rows = {name: Row(load.name, name) for name in makers}
-    by_turns = [list(makers)] if served.device.type == "cpu" else [[name] for name in makers]
-    for names in by_turns:
+        makers[name] = partial(_Ours, served, seqs, batching)
+    for peer, python in settings.peers.items():
+        makers[peer] = partial(_Theirs, served, seqs, peer, python)
+    rows = {(load.name, name): Row(load.name, name) for load in loads for name in makers}
+    for some, names in _together(loads, list(makers), on_cpu):
         with ExitStack() as stack:
             sides: dict[str, Side] = {}
-            for turn in range(settings.rounds):
-                for name in names:
-                    try:
-                        if turn == 0:
-                            sides[name] = makers[name]()
-                            stack.callback(sides[name].close)
-                        if name in sides:
-                            _measure(rows[name], sides[name], load, turn, say)
-                    except PeerFailed as error:
-                        sides.pop(name, None)
-                        say(str(error))
+            failed: set[str] = set()
+            for load, turn, name in product(some, range(settings.rounds), names):
+                if name in failed:
+                    continue
+                try:
+                    if name not in sides:
+                        sides[name] = makers[name](some)
+                        stack.callback(sides[name].close)
+                    _measure(rows[load.name, name], sides[name], load, turn, say)
+                except PeerFailed as error:
+                    failed.add(name)
+                    say(str(error))
         del sides, stack
         give_back(served.device)
     return [row for row in rows.values() if row.rounds]
+
+
+def _together(loads: Sequence[Load], names: list[str], on_cpu: bool) -> list[tuple[Sequence[Load], list[str]]]:
+    """What runs at the same time: on a CPU all sides of a workload, on a GPU all workloads of a side."""
+    return [([load], names) for load in loads] if on_cpu else [(loads, [name]) for name in names]
 
 
 def _measure(row: Row, side: Side, load: Load, turn: int, say: Say) -> None:
@@ -199,14 +209,22 @@ def _headline(load: Load, seconds: float) -> Figures:
 class _Ours:
     """Our engine as a side."""
 
-    def __init__(self, served: Target, load: Load, seqs: int, batching: Batching):
-        self._engine = engine_of(served, max_num_seqs=seqs, max_model_len=load.longest, batching=batching)
+    def __init__(self, served: Target, seqs: int, batching: Batching, loads: Sequence[Load]):
+        self._served, self._seqs, self._batching = served, seqs, batching
+        self._engine: Engine | None = None
 
     def close(self) -> None:
-        del self._engine
+        self._engine = None
 
     def round(self, load: Load, turn: int) -> tuple[float, Figures]:
+        if turn == 0:
+            self.close()
+            give_back(self._served.device)
+            self._engine = engine_of(
+                self._served, max_num_seqs=self._seqs, max_model_len=load.longest, batching=self._batching
+            )
         engine = self._engine
+        assert engine is not None
         memory = PeakMemory(engine.runner.device)
         watch = Watch(engine)
         for ids, params in zip(load.prompts(engine.vocab_size, turn), load.params(), strict=True):
@@ -228,8 +246,9 @@ class _Ours:
 class _Theirs:
     """A peer as a side."""
 
-    def __init__(self, served: Target, load: Load, seqs: int, name: str, python: str):
-        self._peer = Peer(name, python, served, min(seqs, len(load.lengths)), load.longest)
+    def __init__(self, served: Target, seqs: int, name: str, python: str, loads: Sequence[Load]):
+        most, longest = max(len(load.lengths) for load in loads), max(load.longest for load in loads)
+        self._peer = Peer(name, python, served, min(seqs, most), longest)
         self._vocab_size = served.vocab_size
 
     def close(self) -> None:

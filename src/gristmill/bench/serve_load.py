@@ -1,7 +1,8 @@
 """What `bench serve` serves: the workloads, a model of random weights, and a tokenizer that stands in for a real one.
 
-The four workloads are those of the published figures in benchmarks/RESULTS.md; W1 is the shape of the small benchmark
-that nano-vllm and mini-sglang use. Each round draws its ids anew, so that no cache of prefixes knows them.
+The workloads are those of the published figures in benchmarks/RESULTS.md, and b8, for a CPU; W1 is the shape of the
+small benchmark that nano-vllm and mini-sglang use. Each round draws its ids anew, so that no cache of prefixes knows
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from gristmill.engine.engine import Engine
 from gristmill.engine.limits import Limits
-from gristmill.engine.llm import DTYPES, LLM
+from gristmill.engine.llm import DTYPES, LLM, load_draft
 from gristmill.engine.sampling import SamplingParams
 from gristmill.errors import GristmillError
 from gristmill.model.config import ModelConfig
@@ -76,13 +77,18 @@ class Load:
 
 
 def workload(name: str, requests: int | None = None, scale: float = 1.0) -> Load:
-    """`w1`, `b1`, `b32` or `prefill`, with another number of requests and lengths times `scale`."""
+    """`w1`, `b1`, `b8`, `b32` or `prefill`, with another number of requests and lengths times `scale`."""
     if name == "w1":
         draw = random.Random(0)
         lengths = [(draw.randint(100, 1024), draw.randint(100, 1024)) for _ in range(requests or 256)]
         temperature = 0.6
     else:
-        usual, pair = {"b1": (1, (128, 512)), "b32": (32, (512, 256)), "prefill": (64, (2048, 1))}[name]
+        usual, pair = {
+            "b1": (1, (128, 512)),
+            "b8": (8, (128, 256)),
+            "b32": (32, (512, 256)),
+            "prefill": (64, (2048, 1)),
+        }[name]
         lengths, temperature = [pair] * (requests or usual), 0.0
     return Load(name, tuple((scaled(prompt, scale), scaled(output, scale)) for prompt, output in lengths), temperature)
 
@@ -100,13 +106,14 @@ def random_ids(vocab_size: int, length: int, *seed: int) -> list[int]:
 @dataclass(frozen=True)
 class Target:
     """A model in memory with its tokenizer. `directory` has its `config.json` and tokenizer, for the peers, and its
-    weights unless they are `random`."""
+    weights unless they are `random`. `draft` is a smaller model that guesses for it, where one is to be measured."""
 
     name: str
     model: Decoder
     tokenizer: Tokenizer
     directory: Path
     random: bool
+    draft: Decoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +129,14 @@ class Target:
 
 
 @contextmanager
-def target(shape: str | None, model: Path | None, device: str, dtype: str | None, longest: int) -> Iterator[Target]:
+def target(
+    shape: str | None,
+    model: Path | None,
+    device: str,
+    dtype: str | None,
+    longest: int,
+    draft_model: Path | None = None,
+) -> Iterator[Target]:
     """A model of a preset's shape with random weights drawn on the device, or the one in a directory.
 
     `longest`: tokens of a sequence that it must take; a random model's context is made that long. GristmillError where
@@ -136,14 +150,18 @@ def target(shape: str | None, model: Path | None, device: str, dtype: str | None
         raise GristmillError(f"--dtype {dtype}: the types are {', '.join(DTYPES)}")
     if model is not None:
         directory = locate_model(model)
-        loaded = load_model(directory, DTYPES[dtype], where)
+        loaded = load_model(directory, DTYPES[dtype], where).requires_grad_(False)
         if loaded.config.max_seq_len < longest:
             raise GristmillError(
                 f"the workload has sequences of {longest} tokens and {model} takes {loaded.config.max_seq_len}: "
                 "set a smaller --scale"
             )
-        yield Target(str(model), loaded, Tokenizer.load(directory), directory, random=False)
+        tokenizer = Tokenizer.load(directory)
+        draft = None if draft_model is None else load_draft(draft_model, tokenizer, DTYPES[dtype], where)
+        yield Target(str(model), loaded, tokenizer, directory, random=False, draft=draft)
         return
+    if draft_model is not None:
+        raise GristmillError("--draft-model needs --model: random weights agree on nothing")
     assert shape is not None
     config = preset(SHAPES.get(shape, shape))
     config = config.model_copy(update={"max_seq_len": max(config.max_seq_len, longest)})
@@ -157,7 +175,9 @@ def target(shape: str | None, model: Path | None, device: str, dtype: str | None
 
 def engine_of(served: Target, **limits: Unpack[Limits]) -> Engine:
     """A new engine over the model. Once nothing holds it, `give_back` frees its cache for the next."""
-    return LLM.from_model(served.model, served.tokenizer, **limits).engine
+    speculation = limits.get("speculation")
+    draft = served.draft if speculation is not None and speculation.method == "draft" else None
+    return LLM.from_model(served.model, served.tokenizer, draft_model=draft, **limits).engine
 
 
 def give_back(device: torch.device) -> None:

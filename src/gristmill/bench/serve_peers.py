@@ -36,6 +36,12 @@ def installed(peer: str, python: str) -> bool:
     return asked.returncode == 0 and asked.stdout.strip() == b"true"
 
 
+def precision(peer: str, dtype: str) -> str:
+    """The types that a peer's weights, and keys and values, are held in."""
+    kept = f"the same weights in {dtype}"
+    return f"{kept} (GGUF), keys and values in float16" if peer == "llama.cpp" else f"{kept}, keys and values too"
+
+
 class PeerFailed(GristmillError):
     """A peer's process ended before it answered."""
 

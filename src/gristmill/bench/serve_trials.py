@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 from gristmill.engine.async_engine import AsyncEngine
 from gristmill.engine.engine import Engine
 from gristmill.engine.sampling import SamplingParams
+from gristmill.engine.speculation.config import SpeculationConfig
 from gristmill.errors import GristmillError
 
 from . import serve_ready
@@ -24,6 +26,7 @@ from .serve_watch import Figures, Watch, milliseconds
 
 PREFIX, TAIL, PREFIX_OUTPUT = 1000, 24, 8  # tokens of `prefix`
 LONG_PROMPT, SHORT_PROMPT, CHUNK, QUIET_STEPS = 8000, 128, 512, 16  # tokens and steps of `interleave`
+COPY_PROMPT, COPY_OUTPUT, PATTERN, ORDER_TOKENS = 512, 256, 64, 24  # tokens of `copy`
 WHO = ("Amara", "Boris", "Chen", "Dolores", "Emeka", "Farida", "Goran", "Hanna")
 WHAT = ("red chairs", "oak tables", "desk lamps", "wool rugs", "clay pots", "steel shelves", "paper boxes")
 WHEN = ("Monday", "Tuesday", "Wednesday", "Thursday", "Saturday")
@@ -126,6 +129,60 @@ def _interleave_longest(scale: float) -> int:
     return scaled(LONG_PROMPT, scale) + scaled(SHORT_PROMPT, scale) + 3 * QUIET_STEPS
 
 
+def copy(served: Target, requests: int | None, scale: float) -> Variants:
+    """Text that is mostly written again, greedily: plain, with what followed the same tokens before as drafts, and with
+    a smaller model's, where there is one.
+
+    A model of random weights copies nothing on purpose; what it gives shows the cost of drafts more than their use.
+    """
+    output = scaled(COPY_OUTPUT, scale)
+    longest = _copy_longest(scale)
+    sides: list[tuple[str, SpeculationConfig | None]] = [("plain", None), ("drafts", SpeculationConfig())]
+    if served.draft is not None:
+        sides.append(("drafts of a model", SpeculationConfig(method="draft")))
+    for count in dict.fromkeys((1, requests or 64)):
+        plain: float | None = None
+        for side, speculation in sides:
+            engine = engine_of(served, max_num_seqs=count, max_model_len=longest, speculation=speculation)
+            for turn in range(2):  # the first compiles kernels and captures graphs
+                watch = Watch(engine)
+                for ids in copy_prompts(served, count, scale, turn):
+                    watch.add(ids[: longest - output], greedy(output))
+                rate = count * output / watch.run()
+            figures: Figures = {"output tok/s": rate, "tokens a step": watch.tokens_a_step}
+            plain = plain or rate
+            yield f"{side}, {count}", figures | {"times the plain one": None if rate == plain else rate / plain}
+            del engine, watch
+
+
+def copy_prompts(served: Target, count: int, scale: float, turn: int) -> list[list[int]]:
+    """A made-up list of orders that is to be written again with one word changed; for a model of random weights, whose
+    words mean nothing, the same ids over and over."""
+    length, pattern = scaled(COPY_PROMPT, scale), scaled(PATTERN, scale)
+    if served.random:
+        patterns = [random_ids(served.vocab_size, pattern, turn, number) for number in range(count)]
+        return [(ids * (length // pattern + 1))[:length] for ids in patterns]
+    draw = random.Random(turn)
+    prompts = []
+    for _ in range(count):
+        lines = [
+            f"{number}. {draw.choice(WHO)} ordered {draw.randint(2, 99)} {draw.choice(WHAT)} on {draw.choice(WHEN)}, "
+            f"order {draw.randint(1000, 9999)}."
+            for number in range(1, 2 + length // ORDER_TOKENS)
+        ]
+        asked = "Write this list again, word for word, but with Friday instead of Tuesday.\n\n" + "\n".join(lines)
+        try:
+            ids = served.tokenizer.chat_ids([{"role": "user", "content": asked}], add_generation_prompt=True)
+        except GristmillError:  # no chat template: a base model goes on with the text
+            ids = served.tokenizer.encode(asked)
+        prompts.append(ids)
+    return prompts
+
+
+def _copy_longest(scale: float) -> int:
+    return 2 * scaled(COPY_PROMPT, scale) + scaled(COPY_OUTPUT, scale) + 128
+
+
 def idle(served: Target, requests: int | None, scale: float) -> Variants:
     """The processor time of an engine in its thread that has served a request and now waits."""
     engine = engine_of(served, max_num_seqs=1, max_model_len=16)
@@ -172,6 +229,7 @@ def ready(served: Target, requests: int | None, scale: float) -> Variants:
 TRIALS: dict[str, Trial] = {
     "prefix": Trial(prefix, _prefix_longest),
     "interleave": Trial(interleave, _interleave_longest),
+    "copy": Trial(copy, _copy_longest),
     "long": Trial(long_context, long_length),
     "idle": Trial(idle, lambda scale: 16),
     "ready": Trial(ready, lambda scale: serve_ready.PROMPT + 1),

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import quantiles
 from time import perf_counter
 
 import torch
 
+from gristmill.capacity import report
 from gristmill.engine.engine import Engine
 from gristmill.engine.request import Request
 from gristmill.engine.sampling import SamplingParams
 
 Figures = dict[str, float | None]  # by name, which ends with the unit
 LOOK_EVERY = 8  # steps between two looks at the blocks
-HUNDREDTHS = 100
 
 
 @dataclass
@@ -36,6 +35,7 @@ class Watch:
 
     def __post_init__(self) -> None:
         self._last: dict[int, float] = {}
+        self._pieces = 0  # times that a request past its first token got some
         self._steps_before = self.engine.num_steps
         self._hits_before = self.engine.blocks.hit_tokens, self.engine.blocks.query_tokens
         self._wasted = self._looked_for = 0.0
@@ -67,6 +67,7 @@ class Watch:
                 self.between[number] += [0.0] * (count - 1)
             else:
                 self.between[number] += [since / count] * count
+                self._pieces += 1
         self._until_look -= 1
         if self._until_look == 0:
             self._look()
@@ -102,6 +103,11 @@ class Watch:
         return sum(len(request.output_ids) for request in self.requests)
 
     @property
+    def tokens_a_step(self) -> float | None:
+        """Mean tokens that a step gave a decoding request; more than 1 where drafts were accepted."""
+        return len(self.gaps) / self._pieces if self._pieces else None
+
+    @property
     def steps(self) -> int:
         return self.engine.num_steps - self._steps_before
 
@@ -124,9 +130,7 @@ class Watch:
 
 def percentile(values: Sequence[float], percent: int) -> float | None:
     """The value below which `percent` per cent of `values` lie; None of nothing."""
-    if len(values) < 2:
-        return values[0] if values else None
-    return quantiles(values, n=HUNDREDTHS, method="inclusive")[percent - 1]
+    return report.percentile(values, percent) if values else None
 
 
 def latencies(watch: Watch) -> Figures:

@@ -184,7 +184,7 @@ def _settle(
     device: str,
     compile: str,
 ) -> Setting:
-    make, usual_batch, usual_length = SHAPES.get(shape, (lambda: preset(shape), 8, 2048))
+    make, usual_batch, usual_length = SHAPES.get(shape, (lambda: preset(shape, SHAPES), 8, 2048))
     length = length or usual_length
     config = make().model_copy(update={"max_seq_len": length, "rope_scaling": None})
     found = resolve_device(device)

@@ -12,8 +12,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ..errors import GristmillError
-from ..train.parallel.launch import dismiss_others, launched, say_once
+from ..errors import GristmillError, plain_words
+from ..train.parallel.launch import dismiss_others, end_failed, launched, say_once
 from .bench import bench_app
 from .common import (
     EngineName,
@@ -25,14 +25,16 @@ from .common import (
     RunOption,
     SeedOption,
     SetOption,
+    SpeculateOption,
     TemperatureOption,
     TopPOption,
     WorkersOption,
+    beams,
     build_alone,
     locate,
-    plain_words,
     run_recipe,
     sampling,
+    speculation,
 )
 from .data import data_app
 from .evaluate import evaluate
@@ -108,7 +110,7 @@ def _stage_verb(name: str, stage: str, what: str) -> None:
 _stage_verb(
     "pretrain",
     "base",
-    "Pre-train the recipe's model (stage base). With several processes: torchrun --nproc-per-node N -m gristmill "
+    "Pre-train the recipe's model (stage base). With several processes: torchrun --nproc-per-node N -m -- gristmill "
     "pretrain RECIPE.",
 )
 app.command("scaling")(scaling)
@@ -217,6 +219,13 @@ def generate(
     temperature: TemperatureOption = 0.8,
     top_p: TopPOption = 0.95,
     seed: SeedOption = None,
+    beam_width: Annotated[
+        int | None, typer.Option("--beam-width", help="Beam search with so many beams; nothing is drawn then.")
+    ] = None,
+    length_penalty: Annotated[
+        float, typer.Option("--length-penalty", help="Above 1 favours longer beams, below it shorter ones.")
+    ] = 1.0,
+    speculate: SpeculateOption = None,
 ) -> None:
     """Continue a text.
 
@@ -224,7 +233,11 @@ def generate(
     """
     from ..engine.terminal import generate_text
 
-    generate_text(model, prompt, sampling(max_tokens, temperature, top_p, seed))
+    if beam_width is None and length_penalty == 1:
+        params = sampling(max_tokens, temperature, top_p, seed)
+    else:
+        params = beams(max_tokens, beam_width, length_penalty)
+    generate_text(model, prompt, params, **speculation(speculate))
 
 
 @app.command()
@@ -234,6 +247,7 @@ def chat(
     temperature: TemperatureOption = 0.7,
     top_p: TopPOption = 0.95,
     seed: SeedOption = None,
+    speculate: SpeculateOption = None,
 ) -> None:
     """Talk to a model in the terminal.
 
@@ -241,7 +255,7 @@ def chat(
     """
     from ..engine.terminal import chat_loop
 
-    chat_loop(model, sampling(max_tokens, temperature, top_p, seed))
+    chat_loop(model, sampling(max_tokens, temperature, top_p, seed), **speculation(speculate))
 
 
 @app.command()
@@ -249,6 +263,33 @@ def serve(
     model: ModelArgument,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 8000,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name to clients; its directory's.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32 (a CPU's), bfloat16 (a GPU's) or float16.")
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option("--max-model-len", help="Most tokens of a request, prompt and reply.")
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option("--max-num-seqs", help="Requests that are written at the same time.")
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option("--max-num-batched-tokens", help="Most tokens the model sees in one step.")
+    ] = None,
+    memory_utilization: Annotated[
+        float | None, typer.Option("--memory-utilization", help="Share of the free memory that the cache may take.")
+    ] = None,
+    kv_dtype: Annotated[
+        str | None,
+        typer.Option("--kv-dtype", help="Keys and values in fp8 or int8: half the memory."),
+    ] = None,
+    prefix_caching: Annotated[
+        bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Compute equal beginnings of prompts once.")
+    ] = True,
+    batch_invariant: Annotated[
+        bool, typer.Option("--batch-invariant", help="A reply has the same bits whoever else is served; slower.")
+    ] = False,
+    speculate: SpeculateOption = None,
 ) -> None:
     """Serve a model over an OpenAI-compatible HTTP API.
 
@@ -256,7 +297,16 @@ def serve(
     """
     from ..server.serve import serve as serve_model
 
-    serve_model(model, host=host, port=port)
+    given = {
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "memory_utilization": memory_utilization,
+        "kv_dtype": kv_dtype,
+    }
+    limits: Any = {key: value for key, value in given.items() if value is not None}
+    limits |= {"prefix_caching": prefix_caching, "batch_invariant": batch_invariant}
+    serve_model(model, host=host, port=port, model_name=name, dtype=dtype, **limits, **speculation(speculate))
 
 
 def main() -> NoReturn:
@@ -264,6 +314,8 @@ def main() -> NoReturn:
     # Threads that wait for each other spin briefly, not long: as fast on a free machine, and a busy one does not stall.
     # GNU OpenMP reads this when torch loads; a value the user has set stays.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # torch looks at the first product on a GPU whether it can ever be deterministic (train/device.py).
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         launch = launched()
         if launch is not None and not launch.main:
@@ -312,7 +364,7 @@ def _fail(message: str, error: BaseException) -> NoReturn:
     if _show_traceback[0]:
         raise error
     say_once(" ".join(message.split()), lambda said: print(f"gristmill: {said}", file=sys.stderr, flush=True))
-    sys.exit(1)
+    end_failed()
 
 
 def _usage_hint(error: Exception) -> str:

@@ -135,7 +135,9 @@ def train(
 def serve(
     workload: Annotated[
         list[str],
-        typer.Option("--workload", help="w1, b1, b32, prefill, prefix, interleave, long, idle or ready; repeatable."),
+        typer.Option(
+            "--workload", help="w1, b1, b8, b32, prefill, prefix, interleave, copy, long, idle or ready; repeatable."
+        ),
     ],
     shape: Annotated[
         str | None, typer.Option("--shape", help="A preset, or llama-8b, with random weights and random ids.")
@@ -150,7 +152,10 @@ def serve(
         list[str] | None, typer.Option("--peer", metavar="TOOL", help="vllm, transformers or llama.cpp; repeatable.")
     ] = None,
     peer_python: Annotated[
-        str | None, typer.Option("--peer-python", metavar="PYTHON", help="The Python that has the peers; this one.")
+        str | None, typer.Option("--peer-python", metavar="PYTHON", help="A Python that has peers; else this one.")
+    ] = None,
+    draft_model: Annotated[
+        Path | None, typer.Option("--draft-model", metavar="MODEL", help="A smaller model that guesses, for copy.")
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the best counts, the first warms up.")] = 2,
     max_num_seqs: Annotated[
@@ -180,6 +185,7 @@ def serve(
         dtype=dtype,
         max_num_seqs=max_num_seqs,
         peer_python=peer_python,
+        draft_model=draft_model,
         say=partial(typer.echo, err=True),
     )
     if out is not None:

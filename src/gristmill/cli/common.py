@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +40,12 @@ MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="Longest repl
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.")]
 TopPOption = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this total share.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")]
+SpeculateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--speculate", metavar="ngram|MODEL", help="Guess tokens ahead: from the text, or with a smaller model."
+    ),
+]
 
 
 def run_recipe(
@@ -88,13 +93,6 @@ def build_alone(out: Path, kind: str, stage: str, function: Any, config: Any, in
     typer.echo(f"{out}: {brief(manifest.figures)}")
 
 
-def plain_words(message: str) -> str:
-    """A message of pydantic's, with which typer checks options too, without its prose: `must be an integer`."""
-    message = message.replace("Value error, ", "").replace("Input should be", "must be")
-    message = re.sub(r", unable to (parse string as an? \w+|interpret input)", "", message)
-    return re.sub(r"\ba valid ", "a ", re.sub(r"\ba valid (?=[aeiou])", "an ", message))
-
-
 def locate(model: Path) -> Path:
     from ..weights.locate import locate_model
 
@@ -105,6 +103,21 @@ def sampling(max_tokens: int, temperature: float, top_p: float, seed: int | None
     from ..engine.sampling import SamplingParams
 
     return SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+
+
+def beams(max_tokens: int, width: int | None, length_penalty: float) -> SamplingParams:
+    from ..engine.sampling import SamplingParams
+
+    return SamplingParams(max_tokens=max_tokens, beam_width=width, length_penalty=length_penalty)
+
+
+def speculation(guess: str | None) -> dict[str, Any]:
+    """What `--speculate` says, as keywords of `LLM`."""
+    from ..engine.speculation.config import SpeculationConfig
+
+    if guess is None:
+        return {}
+    return {"speculation": SpeculationConfig()} if guess == "ngram" else {"draft_model": Path(guess)}
 
 
 def terminal() -> Any:

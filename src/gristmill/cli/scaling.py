@@ -35,7 +35,7 @@ def scaling(
     """Train a ladder of small models on a run's tokens, fit loss over parameters and tokens, name the best sizes.
 
     The run's stages tokenizer and tokens must be there; report.json and scaling.png are written to its directory
-    scaling/. A ladder that was cut goes on. With several processes: torchrun --nproc-per-node N -m gristmill scaling.
+    scaling/. A ladder that was cut goes on. Several processes: torchrun --nproc-per-node N -m -- gristmill scaling.
 
     Example: gristmill scaling recipes/quickstart.yaml --heads 1,2,4 --tokens-per-parameter 2,8
     """

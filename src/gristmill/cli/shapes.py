@@ -1,16 +1,12 @@
-"""Which shape a user's MODEL means, and shapes with some fields changed."""
+"""Which shape a user's MODEL means."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
-
-import yaml
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING
 
 from ..errors import GristmillError
-from .common import plain_words
+from ..model.changes import override as override
 
 if TYPE_CHECKING:
     from ..model.config import ModelConfig
@@ -27,6 +23,20 @@ def source_of(target: str) -> str:
         return str(locate_model(path))
     except GristmillError:
         return str(path / "recipe.yaml")
+
+
+def any_shape_of(target: str) -> ModelConfig:
+    """As `shape_of`, and of a BERT or a T5 that of its encoder or encoder-decoder."""
+    path = Path(target)
+    file = path / "config.json" if path.is_dir() else path
+    if file.is_file() and file.suffix == ".json":
+        from ..weights.json_files import read_object
+
+        if read_object(file, f"{file} does not exist").get("model_type") in ("bert", "t5"):
+            from ..weights.encoders import read_encoder_config
+
+            return read_encoder_config(file)
+    return shape_of(target)
 
 
 def shape_of(target: str) -> ModelConfig:
@@ -49,61 +59,6 @@ def shape_of(target: str) -> ModelConfig:
     if (source := source_of(target)) != target:
         return shape_of(source)
     raise GristmillError(f"{target} is neither a model directory (no config.json) nor a run directory (no recipe.yaml)")
-
-
-def override(config: ModelConfig, overrides: list[str]) -> ModelConfig:
-    """The shape with `field=value` applied, `experts.top_k=4` for a field inside; checked as a whole."""
-    from ..model.config import ModelConfig
-
-    data = config.model_dump(mode="json")
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise GristmillError(f"--set {item}: expected field=value")
-        *outer, last = key.strip().split(".")
-        place, schema = data, _Fields(ModelConfig)
-        for part in outer:
-            schema.check(part, item)
-            if not isinstance(place[part], dict):
-                place[part] = {}
-            place, schema = place[part], schema.inside(part)
-        schema.check(last, item)
-        try:
-            place[last] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise GristmillError(f"--set {item}: {value!r} is not a value") from None
-    try:
-        return ModelConfig.model_validate(data)
-    except ValidationError as error:
-        _refuse(error)
-
-
-class _Fields:
-    """The fields of a config model, to check names against."""
-
-    def __init__(self, model: type[BaseModel] | None):
-        self.fields = {} if model is None else model.model_fields
-
-    def check(self, name: str, item: str) -> None:
-        if name not in self.fields:
-            near = difflib.get_close_matches(name, self.fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self.fields) or 'none'}"
-            raise GristmillError(f"--set {item}: there is no field {name!r}; {hint}")
-
-    def inside(self, name: str) -> _Fields:
-        annotation = self.fields[name].annotation
-        found = (t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
-        return _Fields(next(found, None))
-
-
-def _refuse(error: ValidationError) -> NoReturn:
-    first: Any = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error":
-        what = str(first["ctx"]["error"])
-    else:
-        what = "is required" if first["type"] == "missing" else f"{plain_words(first['msg'])}, not {first['input']!r}"
-    raise GristmillError(f"--set: {where + ': ' if where else ''}{what}") from None
 
 
 def _of_config_file(path: Path) -> ModelConfig:

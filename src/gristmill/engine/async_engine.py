@@ -131,7 +131,7 @@ class AsyncEngine:
 
     def snapshot(self) -> dict[str, Any]:
         """The scheduler's state as JSON values. Read beside the running thread: two rows may be a step apart."""
-        scheduler, config = self.engine.scheduler, self.engine.config
+        engine, scheduler, config = self.engine, self.engine.scheduler, self.engine.config
         return {
             "max_num_seqs": config.max_num_seqs,
             "max_model_len": config.max_model_len,
@@ -143,6 +143,7 @@ class AsyncEngine:
             "free_blocks": self.engine.blocks.num_free,
             "prefix_hit_tokens": self.engine.blocks.hit_tokens,
             "prefix_query_tokens": self.engine.blocks.query_tokens,
+            "acceptance_length": None if engine.speculation is None else engine.speculation.acceptance_length,
             "slots": [_row(request) for request in list(scheduler.running.values())],
             "waiting": [
                 {"request": r.id, "prompt_tokens": len(r.prompt_ids)} for r in list(scheduler.waiting.values())

@@ -10,15 +10,16 @@ Shape suffixes: K key/value heads, D key width, E value width, S slots, M blocks
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..kernels.rope_kv import PagedLayer
 from ..model.config import ModelConfig
 from .config import CacheType, EngineConfig
+from .sending import on_its_way
 
 STORED = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 SCALE_BYTES = 4  # of a key or value of one token and head that is stored in 8 bits
@@ -32,7 +33,10 @@ class PagedCache:
         heads, key_dim, value_dim = model.cache_shape
         kind = STORED.get(config.kv_dtype, dtype)
         blocks = config.num_blocks, config.block_size, heads
-        self.table_SM = torch.zeros(config.max_num_seqs, config.max_blocks_per_seq, dtype=torch.int32, device=device)
+        # A row more than there are sequences: the idle one's, which fills up batches of fixed sizes.
+        self.table_SM = torch.zeros(
+            config.max_num_seqs + 1, config.max_blocks_per_seq, dtype=torch.int32, device=device
+        )
         self.layers: list[PagedLayer] = []
         for _ in range(model.num_layers):
             keys, values = (_zeros((*blocks, width), kind, device) for width in (key_dim, value_dim))
@@ -41,7 +45,7 @@ class PagedCache:
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks, each from the first of a pair to the second; all are read before any is written."""
-        sources, targets = (list(blocks) for blocks in zip(*pairs, strict=True))
+        sources, targets = on_its_way(pairs, torch.int64, self.table_SM.device).unbind(1)
         for layer in self.layers:
             for tensor in (layer.keys, layer.values, layer.key_scales, layer.value_scales):
                 if tensor is not None:
@@ -57,7 +61,9 @@ class PagedCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that take memory only once they are written: numpy asks the system for zero pages, torch writes them."""
+    """Zeros that take memory only once they are written, page by page: torch's own are written at once, and numpy's
+    come in pages so large that a block's first token clears many blocks' room."""
     if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(shape)

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .speculation.config import SpeculationConfig
+
 Batching = Literal["continuous", "static", "naive"]
 CacheType = Literal["auto", "fp8", "int8"]
 
@@ -28,6 +30,12 @@ class EngineConfig(BaseModel):
     )
     run_ahead: int = Field(
         default=0, ge=0, le=1, description="Steps that are launched before the last one's tokens are known."
+    )
+    speculation: SpeculationConfig | None = Field(default=None, description="Guessing tokens ahead, if at all.")
+
+    graphs: bool = Field(default=True, description="Decoding steps on a GPU are CUDA graphs.")
+    batch_invariant: bool = Field(
+        default=False, description="A reply has the same bits whoever else is served; prompts are read more slowly."
     )
 
     @model_validator(mode="after")

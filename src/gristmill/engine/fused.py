@@ -61,6 +61,22 @@ def unfused(config: ModelShape) -> str | None:
     return None
 
 
+def varies(model: Decoder) -> str | None:
+    """What of a model gives a row other bits in another batch, even `invariant`; None where nothing does."""
+    reason = unfused(model.config)
+    if reason is not None:
+        return reason
+    scaling = model.config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":
+        return "rope_scaling dynamic"
+    if model.config.experts is not None:
+        return "a mixture of experts"
+    for name, module in model.blocks.named_modules():
+        if name.endswith(("qkv", "output", "gate_up", "up", "down")) and type(module) is not nn.Linear:
+            return f"blocks.{name}, a {type(module).__name__},"
+    return None
+
+
 class FusedDecoder:
     """Runs the blocks of a decoder, whose parameters it reads as they are at each call."""
 

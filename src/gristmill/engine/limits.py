@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypedDict, TypeVar, get_args
 
 import torch
 
+from .. import hardware
 from ..errors import GristmillError
 from ..model.config import ModelConfig
+from ..plan.serve_memory import step_bytes
 from .cache import PagedCache
 from .config import Batching, CacheType, EngineConfig
+from .speculation.config import SpeculationConfig
 
 T = TypeVar("T")
 CPU_SHARE, GPU_SHARE = 0.5, 0.9  # of the free memory, for a cache whose size nobody chose
@@ -35,6 +36,9 @@ class Limits(TypedDict, total=False):
     chunked_prefill: bool
     batching: Batching
     run_ahead: int | None
+    graphs: bool
+    batch_invariant: bool
+    speculation: SpeculationConfig | None
 
 
 def engine_config(model: ModelConfig, dtype: torch.dtype, device: torch.device, limits: Limits) -> EngineConfig:
@@ -61,31 +65,47 @@ def engine_config(model: ModelConfig, dtype: torch.dtype, device: torch.device, 
             f"without chunked_prefill a prompt is read in one step: max_num_batched_tokens ({budget}) must be at least "
             f"max_model_len ({longest})"
         )
+    for name, values in (("kv_dtype", get_args(CacheType)), ("batching", get_args(Batching))):
+        if limits.get(name, values[0]) not in values:
+            raise GristmillError(f"{name} is {limits.get(name)!r}; it is one of {', '.join(values)}")
     size = _at_least_one("block_size", _given(limits.get("block_size"), GPU_BLOCK if on_gpu else CPU_BLOCK))
     return EngineConfig(
         max_num_seqs=seqs,
         max_model_len=longest,
         max_num_batched_tokens=budget,
         block_size=size,
-        num_blocks=_num_blocks(model, dtype, device, limits, seqs * -(-longest // size), size, longest),
+        num_blocks=_num_blocks(model, dtype, device, limits, seqs * -(-longest // size), size, longest, budget, seqs),
         kv_dtype=limits.get("kv_dtype", "auto"),
         prefix_caching=limits.get("prefix_caching", True),
         chunked_prefill=limits.get("chunked_prefill", True),
         batching=limits.get("batching", "continuous"),
         run_ahead=_given(limits.get("run_ahead"), int(on_gpu)),
+        graphs=limits.get("graphs", True),
+        batch_invariant=limits.get("batch_invariant", False),
+        speculation=limits.get("speculation"),
     )
 
 
 def _num_blocks(
-    model: ModelConfig, dtype: torch.dtype, device: torch.device, limits: Limits, useful: int, size: int, longest: int
+    model: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    limits: Limits,
+    useful: int,
+    size: int,
+    longest: int,
+    tokens: int,
+    seqs: int,
 ) -> int:
-    """Blocks of the cache; `useful` are the most that can ever be filled."""
+    """Blocks of the cache; `useful` are the most that can ever be filled, a step has at most `tokens` tokens of `seqs`
+    sequences."""
+    working = step_bytes(model, tokens, seqs, dtype.itemsize)
     share = _given(limits.get("memory_utilization"), GPU_SHARE if device.type == "cuda" else CPU_SHARE)
     if not 0 < share <= 1:
         raise GristmillError(f"memory_utilization is {share}; it must be above 0 and at most 1")
     each = PagedCache.bytes_per_block(model, size, dtype, limits.get("kv_dtype", "auto"))
     free = free_memory(device)
-    room = int(free * share) // each
+    room = max(int(min(free * share, free - working)), 0) // each
     asked = limits.get("num_blocks")
     blocks = min(useful, room) if asked is None else _at_least_one("num_blocks", asked)
     needed = -(-longest // size)
@@ -93,14 +113,20 @@ def _num_blocks(
         holds = f"num_blocks = {asked} of {size} tokens hold" if asked is not None else f"{share:.0%} of it holds"
         there = "" if asked is not None else f", and {in_gb(free)} are free"
         fits = f"set max_model_len to at most {blocks * size}" if blocks else "free some memory"
+        step = ""
+        if asked is None and free - working < free * share:
+            step = f" beside {in_gb(working)} that a step of max_num_batched_tokens = {tokens} takes"
+            holds = "what is left holds"
+            fits += ", or lower max_num_batched_tokens"
         raise GristmillError(
-            f"one sequence of max_model_len = {longest} tokens needs {in_gb(needed * each)} of cache{there}: {holds} "
-            f"{blocks * size} tokens; {fits}, or raise {'num_blocks' if asked is not None else 'memory_utilization'}"
+            f"one sequence of max_model_len = {longest} tokens needs {in_gb(needed * each)} of cache{step}{there}: "
+            f"{holds} {blocks * size} tokens; {fits}, or raise "
+            f"{'num_blocks' if asked is not None else 'memory_utilization'}"
         )
-    if blocks * each > free:
+    if blocks * each + working > free:
         raise GristmillError(
-            f"num_blocks = {blocks} need {in_gb(blocks * each)} of cache; {in_gb(free)} are free: set at most "
-            f"{int(free) // each}"
+            f"num_blocks = {blocks} need {in_gb(blocks * each)} of cache, a step {in_gb(working)}; {in_gb(free)} are "
+            f"free: set at most {max(int(free - working), 0) // each}"
         )
     return blocks
 
@@ -123,10 +149,5 @@ def free_memory(device: torch.device) -> int:
     """Bytes that a new allocation on the device may take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    available = hardware.available_memory_bytes()
+    return hardware.memory_bytes() // 2 if available is None else available

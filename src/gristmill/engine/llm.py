@@ -17,9 +17,12 @@ from ..tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from ..weights.load import load_model
 from ..weights.locate import locate_model
 from .engine import Engine
-from .limits import Limits, engine_config
+from .limits import CPU_BLOCK, GPU_BLOCK, Limits, engine_config
 from .request import FinishReason, Request, TokenLogprob
 from .sampling import SamplingParams
+from .speculation.config import SpeculationConfig
+from .speculation.draft import DraftProposer
+from .speculation.paged import PagedDraftRunner
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, str]
@@ -37,6 +40,8 @@ class Completion:
     finish_reason: FinishReason
     logprobs: list[float] | None = None
     top_logprobs: list[list[TokenLogprob]] | None = None
+    prompt_logprobs: list[float | None] | None = None  # of each token of the prompt, when asked for; None of the first
+    prompt_top_logprobs: list[list[TokenLogprob]] | None = None  # in the place of each token; none in that of the first
     others: tuple[Completion, ...] = ()
 
 
@@ -49,6 +54,7 @@ class LLM:
         dtype: torch.dtype | str | None = None,
         *,
         device: str | None = None,
+        draft_model: Path | str | None = None,
         **limits: Unpack[Limits],
     ):
         """Load a model directory, or the last aligned model of a run directory.
@@ -56,25 +62,41 @@ class LLM:
         `device` defaults to CUDA where there is a GPU, `dtype` to bfloat16 there and float32 on the CPU; `limits` are
         those of engine/limits.py. GristmillError where the directory is an artifact and the files of its tokenizer are
         not those that it was made with, and where the memory does not hold what was asked for.
+
+        `draft_model` is the directory of a smaller model with the same vocabulary that guesses tokens ahead.
         """
         directory = locate_model(path)
         check_files(directory, TOKENIZER_FILES)
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(directory, dtype=_dtype(dtype, where), device=where)
-        self._init(model, Tokenizer.load(directory), limits, _generation_stop_ids(directory))
+        # Weights that take no gradient are read faster on a CPU (kernels/cpu_linear.py).
+        model = load_model(directory, dtype=_dtype(dtype, where), device=where).requires_grad_(False)
+        tokenizer = Tokenizer.load(directory)
+        draft = None if draft_model is None else load_draft(draft_model, tokenizer, _dtype(dtype, where), where)
+        self._init(model, tokenizer, limits, _generation_stop_ids(directory), draft)
 
     @classmethod
-    def from_model(cls, model: Decoder, tokenizer: Tokenizer, **limits: Unpack[Limits]) -> LLM:
+    def from_model(
+        cls, model: Decoder, tokenizer: Tokenizer, draft_model: Decoder | None = None, **limits: Unpack[Limits]
+    ) -> LLM:
         """Generate with a model in memory, where and in the dtype it is. It is put into eval mode."""
         llm = cls.__new__(cls)
-        llm._init(model, tokenizer, limits)
+        llm._init(model, tokenizer, limits, draft=draft_model)
         return llm
 
-    def _init(self, model: Decoder, tokenizer: Tokenizer, limits: Limits, stop_ids: Iterable[int] = ()) -> None:
+    def _init(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        limits: Limits,
+        stop_ids: Iterable[int] = (),
+        draft: Decoder | None = None,
+    ) -> None:
         weight = model.embedding.weight
-        config = engine_config(model.config, weight.dtype, weight.device, limits)
         self.tokenizer = tokenizer
-        self.engine = Engine(model, tokenizer, config, stop_ids)
+        # Before the engine's configuration: the small model's cache is no free memory any more.
+        proposer = _draft_proposer(model, tokenizer, draft, limits)
+        config = engine_config(model.config, weight.dtype, weight.device, limits)
+        self.engine = Engine(model, tokenizer, config, stop_ids, proposer)
 
     def generate(
         self,
@@ -161,8 +183,9 @@ def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[Sequence
 
 
 def replies_of(params: SamplingParams) -> list[SamplingParams]:
-    """Parameters of each of the `n` replies to a prompt: a seed counts up from one to the next."""
-    if params.n == 1:
+    """Parameters of each of the `n` replies to a prompt: a seed counts up from one to the next. A beam search finds all
+    of its own at once."""
+    if params.n == 1 or params.beam_width is not None:
         return [params]
     seeds = [None if params.seed is None else params.seed + number for number in range(params.n)]
     return [replace(params, n=1, seed=seed) for seed in seeds]
@@ -171,13 +194,16 @@ def replies_of(params: SamplingParams) -> list[SamplingParams]:
 def _completion(request: Request, *others: Request) -> Completion:
     assert request.finish_reason is not None
     params = request.params
+    scored = params.prompt_logprobs is not None
     return Completion(
         text="".join(request.text),
         token_ids=request.output_ids,
         finish_reason=request.finish_reason,
         logprobs=request.logprobs if params.logprobs else None,
         top_logprobs=request.top_logprobs if params.top_logprobs else None,
-        others=tuple(_completion(other) for other in others),
+        prompt_logprobs=[None, *request.prompt_logprobs] if scored else None,
+        prompt_top_logprobs=[[], *request.prompt_top_logprobs] if scored else None,
+        others=tuple(_completion(other) for other in (*others, *request.others)),
     )
 
 
@@ -187,6 +213,43 @@ def _per_prompt(params: SamplingParams | Sequence[SamplingParams] | None, count:
     if len(params) != count:
         raise GristmillError(f"params has {len(params)} entries for {count} prompts; give one for all, or one for each")
     return params
+
+
+def load_draft(path: Path | str, tokenizer: Tokenizer, dtype: torch.dtype, device: str | torch.device) -> Decoder:
+    """A smaller model that guesses for one with this tokenizer; GristmillError where its vocabulary is another."""
+    directory = locate_model(path)
+    other = Tokenizer.load(directory)
+    if other.backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise GristmillError(f"the draft model {path} has another vocabulary than the model: its guesses mean nothing")
+    return load_model(directory, dtype=dtype, device=device).requires_grad_(False)
+
+
+def _draft_proposer(
+    model: Decoder, tokenizer: Tokenizer, draft: Decoder | None, limits: Limits
+) -> DraftProposer | None:
+    """What guesses with a smaller model, where there is one; `limits` then say so."""
+    settings = limits.get("speculation")
+    if draft is None:
+        if settings is not None and settings.method == "draft":
+            raise GristmillError("speculation with a draft model needs draft_model, the directory of a smaller model")
+        return None
+    if settings is None:
+        settings = limits["speculation"] = SpeculationConfig(method="draft")
+    if settings.method != "draft":
+        raise GristmillError(f"draft_model and speculation with {settings.method} contradict each other")
+    vocab = min(tokenizer.vocab_size, model.config.vocab_size)
+    if draft.config.vocab_size < vocab:
+        raise GristmillError(f"the draft model has {draft.config.vocab_size} tokens, the model {vocab}")
+    on_gpu = model.embedding.weight.is_cuda
+    longest = limits.get("max_model_len") or model.config.max_seq_len
+    runner = PagedDraftRunner(
+        draft,
+        slots=min(settings.max_batch, limits.get("max_num_seqs") or settings.max_batch),
+        max_len=min(longest, draft.config.max_seq_len),
+        block_size=GPU_BLOCK if on_gpu else CPU_BLOCK,
+        vocab_size=vocab,
+    )
+    return DraftProposer(runner)
 
 
 def _dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype:

@@ -13,6 +13,7 @@ from .sampling import SamplingParams
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from .beam_requests import BeamRequests
     from .constraints import Constraint, Matcher
 
 # stop: the model's own end or a stop string; length: max_tokens or the context is full; error: a step failed.
@@ -33,7 +34,13 @@ class Request:
     text: list[str] = field(default_factory=list)  # in pieces, one a token
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    prompt_logprobs: list[float] = field(default_factory=list)  # of the prompt's second token and on
+    prompt_top_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    num_scored: int = 0  # tokens behind which that has been asked of the model
+    others: list[Request] = field(default_factory=list)  # further replies, which a beam search found
+    search: BeamRequests | None = None  # that this request asked for, or is a beam of
     priority: int = 0  # lower goes first
+    arrival: int | None = None  # then those that came first; the scheduler counts, beams share one
     num_computed: int = 0  # tokens whose keys and values are in the cache, or will be after the launched steps
     in_flight: int = 0  # tokens that launched steps draw and the host does not know yet
     num_cached: int = 0  # tokens that were in the cache when it was last admitted
@@ -70,7 +77,7 @@ class Request:
     @property
     def needs_host(self) -> bool:
         """Whether a step for it can only be made once the host knows its last token."""
-        return self.matcher is not None or bool(self.drafts)
+        return self.matcher is not None or self.search is not None or bool(self.drafts)
 
     def ids(self, start: int, stop: int) -> list[int]:
         """Tokens `start` to `stop` of prompt and output, as far as the host knows them."""

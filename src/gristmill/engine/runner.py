@@ -2,29 +2,39 @@
 
 All that a decoding step needs lies in tables on the device, a row for each running sequence: its tokens, its blocks,
 its sampling parameters. A drawn token is written into its row there, so that the next step can be launched before the
-host has seen it; the host sends only what changed. `launch` gives a handle, and `read` of it waits for the device.
+host has seen it; the host sends only what changed, and waits for nothing. `launch` gives a handle, and `read` of it
+waits for the device. On a GPU a step in which every sequence decodes is a CUDA graph (graphs.py).
 
 Shape suffixes: N tokens of the step, B rows that draw, S slots, M blocks of a sequence, V vocabulary.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..errors import GristmillError
 from ..kernels.available import has_triton
+from ..kernels.cpu_linear import forget
+from ..kernels.decode_tables import decode_inputs, keep_drawn
 from ..kernels.paged_attention import PagedBatch
 from ..model.decoder import Decoder
-from .attention import PagedAttention
+from .attention import InvariantAttention, PagedAttention
 from .cache import PagedCache
 from .config import EngineConfig
-from .fused import FusedDecoder, FusedStep, unfused
+from .fused import FusedDecoder, FusedStep, unfused, varies
+from .graphs import DecodeGraphs, NotRecorded, unrecorded
 from .request import Request
-from .sampler import Drawn, Read, Sampler
+from .sampler import Asked, Drawn, Read, Sampler
 from .scheduler import Chunk, Step
+from .scoring import Checked, Drafts, PromptScores, check_drafts, score_prompts
+from .sending import on_its_way, sent
+
+log = logging.getLogger(__name__)
 
 
 class Runner:
@@ -36,21 +46,102 @@ class Runner:
         self.device = weight.device
         scaling = model.config.rope_scaling
         self.dynamic = scaling is not None and scaling.kind == "dynamic"
-        fits = weight.is_cuda and has_triton() and unfused(model.config) is None
-        self.fused = FusedDecoder(model) if fits else None
+        if config.batch_invariant and (reason := varies(model)) is not None:
+            raise GristmillError(f"batch_invariant: {reason} gives other bits in other batches; leave it out")
+        on_gpu = weight.is_cuda and has_triton() and unfused(model.config) is None
+        self.fused = FusedDecoder(model) if on_gpu or config.batch_invariant else None
         self.vocab_size = vocab_size  # rows of the head beyond it are padding that no tokenizer knows
-        self.cache = PagedCache(model.config, config, weight.dtype, weight.device)
-        self.sampler = Sampler(config.max_num_seqs, vocab_size, self.device, stop_ids)
         slots, longest = config.max_num_seqs, config.max_model_len
-        self.tokens_ST = torch.zeros(slots, longest, dtype=torch.int64, device=self.device)
+        # One row more than there are slots: the idle one, which fills up batches of fixed sizes.
+        self.cache = PagedCache(model.config, config, weight.dtype, weight.device)
+        self.sampler = Sampler(slots + 1, vocab_size, self.device, stop_ids)
+        self.tokens_ST = torch.zeros(slots + 1, longest, dtype=torch.int64, device=self.device)
+        self.places_S = torch.full((slots + 1,), -1, device=self.device)  # of the token that is seen next
+        self._next: list[int] = [-1] * slots  # what the host knows `places_S` to be
         self._placed: dict[int, tuple[int, int]] = {}  # whose row a slot's is: request, and which time it runs
         self._sent: list[int] = [0] * slots  # blocks of each row that the table has
+        self._asked: tuple[list[int], Asked] | None = None  # of the slots that decoded last
+        self.graphs: DecodeGraphs | None = None
+        if on_gpu and config.graphs and unrecorded(model.config) is None:
+            self.graphs = DecodeGraphs(self.decode, slots, idle_slot=slots, model=model)
 
     @torch.inference_mode()
-    def launch(self, step: Step) -> Launched:
-        """Start a step. What is drawn is not waited for; on a GPU the lists that are sent to it are, as they come from
-        ordinary memory."""
-        return self._draw(step, self.hidden_states(step))
+    def launch(self, step: Step, drafts: Drafts | None = None) -> Launched:
+        """Start a step. Nothing is waited for. `drafts`: those that the step's chunks have, or more of each."""
+        if self.graphs is not None and step.decode_only and not step.copies:
+            launched = self._replay(step, self.graphs)
+            if launched is not None:
+                return launched
+        hidden_NC = self.hidden_states(step)
+        launched = self._draw(step, hidden_NC)
+        if not step.decode_only:
+            head = self._logits
+            launched.checked = check_drafts(step.chunks, hidden_NC, head, self.sampler, drafts or {}, self.tokens_ST)
+            launched.prompts = score_prompts(step.chunks, hidden_NC, head, self.vocab_size)
+        return launched
+
+    def free(self, slot: int) -> None:
+        """The slot's request has left it, or its tokens have been changed: what is known of it holds no more."""
+        self._placed.pop(slot, None)
+        self._asked = None
+        self.sampler.free(slot)
+        if self.graphs is not None:  # the next request may run in the same slot alone, with other weights
+            self.graphs.look_again()
+
+    def weights_changed(self) -> None:
+        """What was made of the old weights is made anew."""
+        forget(self.model.parameters())
+        if self.graphs is not None:
+            self.graphs.look_again()
+
+    def _replay(self, step: Step, graphs: DecodeGraphs) -> Launched | None:
+        """A step in which every sequence decodes, as a graph; None where what it asks of the host cannot be part of
+        one, or none can be made."""
+        requests = [chunk.request for chunk in step.chunks]
+        if any(request.matcher is not None for request in requests):
+            return None
+        self._fill_tables(step)
+        slots = [_slot(chunk) for chunk in step.chunks]
+        if self._asked is None or self._asked[0] != slots:
+            self._asked = slots, self.sampler.asked(slots)
+        asked = self._asked[1]
+        if asked.beams:
+            return None
+        moved = [(slot, chunk.start) for slot, chunk in zip(slots, step.chunks, strict=True) if self._is_moved(chunk)]
+        if moved:
+            moved_2B = on_its_way(list(zip(*moved, strict=True)), torch.int64, self.device)
+            self.places_S[moved_2B[0]] = moved_2B[1]
+        for slot, chunk in zip(slots, step.chunks, strict=True):
+            self._next[slot] = chunk.start + 1
+        try:
+            drawn = graphs.run(slots, asked, self.device)
+        except NotRecorded as error:  # replies do not need it; they come more slowly without
+            log.warning("steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
+            self.graphs = None
+            return None
+        drawn.tops = self.sampler.tops() if asked.top is not None else {}
+        drawn.start_read()
+        return Launched(requests, drawn)
+
+    def _is_moved(self, chunk: Chunk) -> bool:
+        """Whether a sequence goes on elsewhere than behind its last step, as one whose drafts were wrong."""
+        return self._next[_slot(chunk)] != chunk.start
+
+    def decode(self, slots_B: Tensor, asked: Asked) -> Drawn:
+        """One token of each slot (int32), on the device from beginning to end: read from the tables, through the model,
+        the next one drawn and kept. The fused decoder alone runs so."""
+        assert self.fused is not None
+        ids_B, positions_B, lengths_B = decode_inputs(self.tokens_ST, self.places_S, slots_B)
+        if self.config.batch_invariant:
+            hidden_BC = self._invariant_states(ids_B, slots_B, positions_B)
+        else:
+            offsets = torch.arange(len(slots_B) + 1, dtype=torch.int32, device=self.device)
+            attend = PagedAttention(self.cache.layers, PagedBatch(slots_B, offsets, lengths_B, len(slots_B)))
+            hidden_BC = self._fused_states(ids_B, slots_B, positions_B, attend)
+        logits_BV = self._logits(hidden_BC)
+        drawn = self.sampler.sample_as(asked, logits_BV, slots_B, positions_B + 1)
+        keep_drawn(self.tokens_ST, self.places_S, slots_B, drawn.tokens_B)
+        return drawn
 
     @torch.inference_mode()
     def hidden_states(self, step: Step) -> Tensor:
@@ -62,19 +153,61 @@ class Runner:
         counts = [chunk.num_tokens for chunk in step.chunks]
         lengths = [chunk.start + chunk.num_tokens for chunk in step.chunks]
         batch = PagedBatch.of(slots, counts, lengths, self.device)
+        self.places_S[batch.slots_B] = batch.lengths_B.long()
+        for slot, length in zip(slots, lengths, strict=True):
+            self._next[slot] = length
         counts_C, total, size = batch.offsets.diff(), sum(counts), self.config.block_size
         slots_N = batch.slots_B.long().repeat_interleave(counts_C, output_size=total)
         shift_N = (batch.lengths_B - batch.offsets[1:]).repeat_interleave(counts_C, output_size=total)
         positions_N = torch.arange(total, device=self.device) + shift_N
         ids_N = self.tokens_ST[slots_N, positions_N]
-        places_N = self.cache.table_SM[slots_N, positions_N // size].long() * size + positions_N % size
-        attend = PagedAttention(self.cache.layers, batch, places_N)
         lengths_1N = self._context_lengths(step.chunks) if self.dynamic else None
+        if self.config.batch_invariant:
+            return self._invariant_states(ids_N, slots_N.int(), positions_N)
         if self.fused is not None:
             contexts_N = None if lengths_1N is None else lengths_1N[0]
-            fused = FusedStep(positions_N, slots_N, self.cache.layers, attend.attend, contexts_N)
-            return self.fused.hidden_states(ids_N, fused)
+            attend = PagedAttention(self.cache.layers, batch)
+            return self._fused_states(ids_N, slots_N, positions_N, attend, contexts_N)
+        places_N = self.cache.table_SM[slots_N, positions_N // size].long() * size + positions_N % size
+        attend = PagedAttention(self.cache.layers, batch, places_N)
         return self.model.hidden_states(ids_N[None], positions_N[None], attend, lengths_1N)[0]
+
+    def _fused_states(
+        self,
+        ids_N: Tensor,
+        slots_N: Tensor,
+        positions_N: Tensor,
+        attend: PagedAttention | InvariantAttention,
+        contexts_N: Tensor | None = None,
+    ) -> Tensor:
+        assert self.fused is not None
+        step = FusedStep(
+            positions_N, slots_N, self.cache.layers, attend.attend, contexts_N, self.config.batch_invariant
+        )
+        return self.fused.hidden_states(ids_N, step)
+
+    def _invariant_states(self, ids_N: Tensor, slots_N: Tensor, positions_N: Tensor) -> Tensor:
+        """Hidden states that depend on each token's sequence alone, bit for bit. A processor sees one token at a time:
+        nearly all that it computes with vectors rounds as the whole tensor's size says."""
+        if ids_N.is_cuda:
+            return self._fused_states(ids_N, slots_N, positions_N, InvariantAttention(slots_N, positions_N))
+        rows: list[Tensor] = [ids_N.new_empty(0)] * len(ids_N)
+        # A sequence may begin with what another one computes in this very step: the order is that of places.
+        for row in positions_N.argsort(stable=True).tolist():
+            one = slice(row, row + 1)
+            attend = InvariantAttention(slots_N[one], positions_N[one])
+            rows[row] = self._fused_states(ids_N[one], slots_N[one], positions_N[one], attend)
+        return torch.cat(rows)
+
+    def _logits(self, hidden_BC: Tensor) -> Tensor:
+        """Float32 `[B, V]`, of the tokens that the tokenizer knows."""
+        if self.config.batch_invariant and not hidden_BC.is_cuda:
+            logits_BV = torch.cat([self.model.logits(hidden_BC[row : row + 1]) for row in range(len(hidden_BC))])
+        elif self.fused is None:
+            logits_BV = self.model.logits(hidden_BC)
+        else:
+            logits_BV = self.fused.logits(hidden_BC, self.config.batch_invariant)
+        return logits_BV[:, : self.vocab_size].float()
 
     def _draw(self, step: Step, hidden_NC: Tensor) -> Launched:
         """Logits behind each chunk that asks for a token, the token, and its place in the table."""
@@ -82,13 +215,13 @@ class Runner:
         requests, end = [], 0
         for chunk in step.chunks:
             end += chunk.num_tokens
-            if chunk.samples:
+            if chunk.samples and not chunk.drafts:
                 drawing.append((end - 1, _slot(chunk), chunk.start + chunk.num_tokens))
                 requests.append(chunk.request)
         if not drawing:
             return Launched(requests, None)
-        last_B, slots_B, positions_B = self._to_device(drawing).unbind(1)
-        logits_BV = self.model.logits(hidden_NC[last_B])[:, : self.vocab_size].float()
+        last_B, slots_B, positions_B = on_its_way(drawing, torch.int64, self.device).unbind(1)
+        logits_BV = self._logits(hidden_NC[last_B])
         masks, errors = self._masks(requests)
         slots = [slot for _, slot, _ in drawing]
         drawn = self.sampler.sample(logits_BV, slots_B, positions_B, masks, slots)
@@ -115,11 +248,12 @@ class Runner:
                 matcher.mask_into(masks_BW[row])
             except Exception as error:  # this request's trouble alone
                 errors[row] = error
-        return masks_BW.to(self.device, non_blocking=True), errors
+        return sent(masks_BW, self.device), errors
 
     def _fill_tables(self, step: Step) -> None:
         """Rows of requests that are new in their slot, and blocks that others have got since."""
         new: list[tuple[int, int, int]] = []
+        drafts: list[tuple[int, int, int]] = []
         for chunk in step.chunks:
             request, slot = chunk.request, _slot(chunk)
             if self._placed.get(slot) != (request.id, request.num_preemptions):
@@ -130,23 +264,25 @@ class Runner:
             for number in range(first, len(request.blocks)):
                 new.append((slot, number, request.blocks[number]))
             self._sent[slot] = len(request.blocks)
+            drafts += [(slot, place, token) for place, token in enumerate(chunk.drafts, chunk.start + 1)]
+        if drafts:
+            slots, places, tokens = on_its_way(drafts, torch.int64, self.device).unbind(1)
+            self.tokens_ST[slots, places] = tokens
         if new:
-            slots, numbers, blocks = self._to_device(new).unbind(1)
+            slots, numbers, blocks = on_its_way(new, torch.int64, self.device).unbind(1)
             self.cache.table_SM[slots, numbers] = blocks.int()
 
     def _place(self, request: Request, slot: int) -> None:
         self._placed[slot] = request.id, request.num_preemptions
         self._sent[slot] = 0
+        self._asked = None
         ids = request.prompt_ids + request.output_ids
-        self.tokens_ST[slot, : len(ids)] = torch.tensor(ids, device=self.device)
+        self.tokens_ST[slot, : len(ids)] = on_its_way(ids, torch.int64, self.device)
         self.sampler.place(slot, request)
 
     def _context_lengths(self, chunks: Sequence[Chunk]) -> Tensor:
         lengths = [length for chunk in chunks for length in context_lengths(chunk)]
-        return torch.tensor([lengths], device=self.device)
-
-    def _to_device(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        return torch.tensor(rows, device=self.device)
+        return on_its_way([lengths], torch.int64, self.device)
 
 
 @dataclass
@@ -156,6 +292,8 @@ class Launched:
     requests: list[Request]
     drawn: Drawn | None
     errors: dict[int, Exception] = field(default_factory=dict)  # by row, of requests that cannot go on
+    checked: Checked | None = None  # drafts; their requests are not among `requests`
+    prompts: list[PromptScores] = field(default_factory=list)
 
     def read(self) -> Read:
         """The drawn tokens, one entry for each request; waits for the device."""

@@ -26,6 +26,7 @@ from torch import Tensor
 from ..kernels.sampling import DrawTable, Need, Verified, draw, uniforms, verify, verify_drawn, weights
 from .request import Request, TokenLogprob
 from .sampling import SamplingParams
+from .sending import on_its_way, sent
 
 PROMPT = 1 << 30  # in a count: the token stands in the prompt
 ALWAYS = 1 << 62  # a position that no sequence reaches
@@ -129,9 +130,9 @@ class Sampler:
         seed = request.seed & (2**64 - 1)
         values = params.temperature, params.top_k, params.top_p, params.min_p, seed - (seed >> 63 << 64)
         for column_S, value in zip(self.table, values, strict=True):
-            column_S[slot] = min(value, 2**31 - 1) if column_S.dtype == torch.int32 else value
+            column_S[slot].fill_(min(value, 2**31 - 1) if column_S.dtype == torch.int32 else value)
         for place, value in enumerate((params.repetition_penalty, params.presence_penalty, params.frequency_penalty)):
-            self.penalties_S3[slot, place] = value
+            self.penalties_S3[slot, place].fill_(value)
         if params.penalizes:
             self._count(slot, request)
         self._place_entries(slot, request)
@@ -141,14 +142,14 @@ class Sampler:
             self.counted = self._filled((len(self.penalties_S3), self.vocab_size), 0, torch.int32)
         counts_V = torch.bincount(torch.tensor(request.output_ids, dtype=torch.int64), minlength=self.vocab_size)
         counts_V[torch.tensor(request.prompt_ids, dtype=torch.int64)] += PROMPT
-        self.counted[slot] = counts_V.to(self.device, torch.int32)
+        self.counted[slot] = sent(counts_V.int(), self.device)
 
     def _place_entries(self, slot: int, request: Request) -> None:
         params = request.params
         entries = [(token, float(bias), ALWAYS) for token, bias in params.logit_bias.items()]
         if params.min_tokens:
             ends = self._ends(params)
-            until = len(request.prompt_ids) + params.min_tokens
+            until = min(len(request.prompt_ids) + params.min_tokens, ALWAYS)
             entries += [(token, -torch.inf, until) for token in sorted(ends) if token < self.vocab_size]
         if not entries and slot not in self._entries:
             return
@@ -162,9 +163,9 @@ class Sampler:
                 setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, more - width)))
             width = more
         ids, values, untils = zip(*entries, *[(0, 0.0, 0)] * (width - len(entries)), strict=True)
-        self.entry_ids_SW[slot] = torch.tensor(ids, device=self.device)
-        self.entry_values_SW[slot] = torch.tensor(values, device=self.device)
-        self.entry_until_SW[slot] = torch.tensor(untils, device=self.device)
+        self.entry_ids_SW[slot] = on_its_way(ids, torch.int64, self.device)
+        self.entry_values_SW[slot] = on_its_way(values, torch.float32, self.device)
+        self.entry_until_SW[slot] = on_its_way(untils, torch.int64, self.device)
 
     def _ends(self, params: SamplingParams) -> set[int]:
         return {*params.stop_token_ids, *(() if params.ignore_eos else self.stop_ids)}
@@ -177,9 +178,9 @@ class Sampler:
         return params.top_logprobs if params.logprobs else None
 
     def free(self, slot: int) -> None:
-        """The slot's request runs no more: what it asked for is not reckoned with any longer."""
+        """The slot's request runs no more: what it asked for is not reckoned with any longer. Its entries stay known,
+        for the next request has to clear them: others' entries make all rows be read."""
         self._placed.pop(slot, None)
-        self._entries.pop(slot, None)
 
     def asked(self, slots: Collection[int] | None = None) -> Asked:
         """What the requests in these slots (None: in all) ask for together."""
@@ -210,14 +211,20 @@ class Sampler:
         """
         if slots is None and not slots_B.is_cuda:
             slots = slots_B.tolist()
-        asked = self.asked(slots)
+        return self.sample_as(self.asked(slots), logits_BV, slots_B, positions_B, masks)
+
+    @torch.inference_mode()
+    def sample_as(
+        self, asked: Asked, logits_BV: Tensor, slots_B: Tensor, positions_B: Tensor, masks: Tensor | None = None
+    ) -> Drawn:
+        """`sample` of rows that ask for no more than this; what a CUDA graph holds, but for `Drawn.tops`."""
         ready_BV = self._ready(logits_BV, slots_B, positions_B, masks, asked)
         tokens_B, finite_B = draw(ready_BV, self.table, slots_B, positions_B, asked.need)
         drawn = Drawn(tokens_B, finite_B, slots_B)
         if asked.top is not None:
             self._add_logprobs(drawn, logits_BV, ready_BV, asked)
         if asked.penalties and self.counted is not None:
-            places_B = slots_B * self.vocab_size + tokens_B
+            places_B = slots_B.long() * self.vocab_size + tokens_B
             self.counted.view(-1).scatter_add_(0, places_B, torch.ones_like(places_B, dtype=torch.int32))
         return drawn
 
@@ -242,9 +249,13 @@ class Sampler:
             logits_BV = logits_BV - (frequency_B1 * times_BV + presence_B1 * (times_BV > 0))
         return logits_BV
 
+    def tops(self) -> dict[int, int]:
+        """By slot, how many of the likeliest tokens come with each token, of those that want log probabilities."""
+        return {slot: top for slot, params in self._placed.items() if (top := self._top(params)) is not None}
+
     def _add_logprobs(self, drawn: Drawn, logits_BV: Tensor, ready_BV: Tensor, asked: Asked) -> None:
         assert asked.top is not None
-        tops = {slot: top for slot, params in self._placed.items() if (top := self._top(params)) is not None}
+        tops = self.tops()
         slots_B, tokens_B = drawn.slots_B, drawn.tokens_B
         rows: list[int] | slice = slice(None)
         if not logits_BV.is_cuda:  # on a GPU to pick rows would be to send their numbers
@@ -252,7 +263,7 @@ class Sampler:
         if asked.beams:
             beams_S = torch.zeros(len(self.penalties_S3), dtype=torch.bool)
             beams_S[[slot for slot, params in self._placed.items() if params.beam_width is not None]] = True
-            logits_BV = torch.where(beams_S.to(self.device)[slots_B][:, None], ready_BV, logits_BV)
+            logits_BV = torch.where(sent(beams_S, self.device)[slots_B][:, None], ready_BV, logits_BV)
         chosen = logprobs_of(logits_BV[rows], tokens_B[rows], min(asked.top, logits_BV.shape[1]))
         filled = [torch.zeros(len(tokens_B), *part.shape[1:], dtype=part.dtype, device=self.device) for part in chosen]
         for whole, part in zip(filled, chosen, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,10 @@ from typing import Any
 from ..errors import GristmillError
 
 MAX_TOP_LOGPROBS = 20
+MOST_BIASES = 1024  # tokens of a logit_bias: every running request's stand in one table
 MAX_LOGIT_BIAS = 100.0  # OpenAI's bound: enough to force a token or to ban it
+MAX_REPETITION_PENALTY = 1e6  # and its inverse is the least: logits must stay numbers of float32
+LARGEST_NUMBER = 1e38  # float32 holds it
 MAX_SEQUENCES = 64  # of one request: replies or beams
 STRUCTURES = ("json_schema", "regex", "grammar", "choice")
 
@@ -87,10 +89,12 @@ class SamplingParams:
 
     def _check_penalties(self) -> None:
         _number("repetition_penalty", self.repetition_penalty)
-        if self.repetition_penalty <= 0:
+        least, most = 1 / MAX_REPETITION_PENALTY, MAX_REPETITION_PENALTY
+        if not least <= self.repetition_penalty <= most:
             raise RequestError(
                 "repetition_penalty",
-                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 changes nothing)",
+                f"repetition_penalty is {self.repetition_penalty}; it must be above 0, from {least:g} to {most:g} "
+                "(1 changes nothing)",
             )
         for name in ("presence_penalty", "frequency_penalty"):
             _number(name, getattr(self, name))
@@ -98,6 +102,8 @@ class SamplingParams:
                 raise RequestError(name, f"{name} is {getattr(self, name)}; it must be from -2 to 2")
         if not isinstance(self.logit_bias, Mapping):
             raise RequestError("logit_bias", f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers")
+        if len(self.logit_bias) > MOST_BIASES:
+            raise RequestError("logit_bias", f"logit_bias names {len(self.logit_bias)} tokens; at most {MOST_BIASES}")
         for token, bias in self.logit_bias.items():
             _whole("logit_bias", token, at_least=0, what="a token id of logit_bias")
             _number("logit_bias", bias, what=f"the logit_bias of token {token}")
@@ -208,5 +214,7 @@ def _whole(field: str, value: object, at_least: int | None = None, what: str | N
 
 
 def _number(field: str, value: object, what: str | None = None) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise RequestError(field, f"{what or field} is {value!r}; it must be a finite number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST_NUMBER:
+        raise RequestError(
+            field, f"{what or field} is {value!r}; it must be a finite number, at most {LARGEST_NUMBER:g}"
+        )

@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,14 +60,17 @@ class Step:
 class Scheduler:
     """Waiting and running requests and what they hold. A request is in exactly one of waiting, running, gone."""
 
-    def __init__(self, config: EngineConfig, pool: BlockPool):
+    def __init__(self, config: EngineConfig, pool: BlockPool, on_leave: Callable[[int], None] = lambda slot: None):
+        """`on_leave` is told each slot whose request leaves it."""
+        self._on_leave = on_leave
         self.config = config
         self.pool = pool
         self.waiting: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
-        self._order: dict[int, tuple[int, int]] = {}  # priority and arrival of each; the smallest goes first
+        # Priority and arrival of each, and its id, as beams of one search arrive together; the smallest goes first.
+        self._order: dict[int, tuple[int, int, int]] = {}
         self._arrivals = 0
-        self._queue: list[tuple[int, int, Request]] = []  # the waiting, the first at the end (so: negated order)
+        self._queue: list[tuple[int, int, int, Request]] = []  # the waiting, the first at the end (so: negated order)
         self._slots: list[Request | None] = [None] * config.max_num_seqs
         self._free_slots = list(range(config.max_num_seqs))  # a heap: low slots first keeps the live rows together
         self._steps = 0
@@ -79,8 +82,10 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request. It may hold blocks already, as `BlockPool.fork` gives them."""
         assert request.id not in self._order
-        self._arrivals += 1
-        self._order[request.id] = request.priority, self._arrivals
+        if request.arrival is None:
+            self._arrivals += 1
+            request.arrival = self._arrivals
+        self._order[request.id] = request.priority, request.arrival, request.id
         self._enqueue(request)
 
     def remove(self, request: Request) -> None:
@@ -149,8 +154,8 @@ class Scheduler:
         assert all(request.slot is None for request in self.waiting.values())
         assert {*self.waiting, *self.running} == set(self._order), "neither waiting nor running, and not gone"
         assert len(self.waiting) + len(self.running) == len(self._order), "both waiting and running"
-        assert self._queue == sorted(self._queue, key=lambda entry: entry[:2])
-        assert {entry[2].id for entry in self._queue} == set(self.waiting), "the queue is not what waits"
+        assert self._queue == sorted(self._queue, key=lambda entry: entry[:3])
+        assert {entry[3].id for entry in self._queue} == set(self.waiting), "the queue is not what waits"
         assert self._under_way or not self._held_back, "blocks are held back for no step"
         held_back = [blocks for _, blocks in self._held_back]
         self.pool.check([*self.waiting.values(), *self.running.values()], held_back)
@@ -248,7 +253,7 @@ class Scheduler:
 
     def _take_from_waiting(self) -> bool:
         """Let the last waiting request that holds blocks (forked ones do) give them up; whether there was one."""
-        for _, _, request in self._queue:
+        for *_, request in self._queue:
             if request.blocks:
                 self._give_up_blocks(request)
                 return True
@@ -286,7 +291,7 @@ class Scheduler:
         """Let waiting requests run, in their order, until a slot, a block or the budget is wanting."""
         naive = self.config.batching == "naive"
         while planned.budget and self._queue and self._free_slots:
-            request = self._queue[-1][2]
+            request = self._queue[-1][3]
             if request.in_flight or not self._take_blocks(request):
                 break
             count = min(request.num_pending, planned.budget)
@@ -328,7 +333,7 @@ class Scheduler:
                 self._too_few = request.id, pool.num_free
                 return False
             # Nothing runs that would free blocks; those that wait behind this one hold them.
-            holder = next(waiting for _, _, waiting in self._queue if waiting.blocks and waiting is not request)
+            holder = next(waiting for *_, waiting in self._queue if waiting.blocks and waiting is not request)
             self._give_up_blocks(holder)
         return True
 
@@ -341,18 +346,19 @@ class Scheduler:
 
     def _enqueue(self, request: Request) -> None:
         self.waiting[request.id] = request
-        priority, arrival = self._order[request.id]
-        insort(self._queue, (-priority, -arrival, request))
+        priority, arrival, number = self._order[request.id]
+        insort(self._queue, (-priority, -arrival, -number, request))
 
     def _dequeue(self, request: Request) -> None:
         del self.waiting[request.id]
-        priority, arrival = self._order[request.id]
-        del self._queue[bisect_left(self._queue, (-priority, -arrival))]
+        priority, arrival, number = self._order[request.id]
+        del self._queue[bisect_left(self._queue, (-priority, -arrival, -number))]
 
     def _free_slot(self, request: Request) -> None:
         assert request.slot is not None
         self._slots[request.slot] = None
         heapq.heappush(self._free_slots, request.slot)
+        self._on_leave(request.slot)
         request.slot = None
 
 

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from .llm import LLM, Message
 from .sampling import RequestError, SamplingParams
+from .speculation.config import SpeculationConfig
 
 CHAT_HELP = "/reset forgets the conversation, /quit leaves, Ctrl-C ends a reply"
 
@@ -21,11 +22,19 @@ def write_stdout(text: str) -> None:
     sys.stdout.flush()
 
 
-def generate_text(path: Path | str, prompt: str, params: SamplingParams, out: TextIO | None = None) -> str:
+def generate_text(
+    path: Path | str,
+    prompt: str,
+    params: SamplingParams,
+    out: TextIO | None = None,
+    speculation: SpeculationConfig | None = None,
+    draft_model: Path | None = None,
+) -> str:
     """Write the model's continuation of `prompt` to `out` (stdout) as it is made, then a newline; returns the text."""
     out = out or sys.stdout
     said = []
-    for piece in LLM(path, max_num_seqs=1).stream(prompt, params):
+    llm = LLM(path, draft_model=draft_model, max_num_seqs=params.beam_width or 1, speculation=speculation)
+    for piece in llm.stream(prompt, params):
         said.append(piece)
         out.write(piece)
         out.flush()
@@ -34,11 +43,16 @@ def generate_text(path: Path | str, prompt: str, params: SamplingParams, out: Te
 
 
 def chat_loop(
-    path: Path | str, params: SamplingParams, read_line: ReadLine = input, write: Write = write_stdout
+    path: Path | str,
+    params: SamplingParams,
+    read_line: ReadLine = input,
+    write: Write = write_stdout,
+    speculation: SpeculationConfig | None = None,
+    draft_model: Path | None = None,
 ) -> None:
     """Talk to a model until `/quit` or the end of input. `read_line(prompt)` gives a line, raises EOFError at the end
     and KeyboardInterrupt on Ctrl-C, which ends the line being typed or the reply, never the program."""
-    chat(LLM(path, max_num_seqs=1), params, read_line, write)
+    chat(LLM(path, draft_model=draft_model, max_num_seqs=1, speculation=speculation), params, read_line, write)
 
 
 def chat(llm: LLM, params: SamplingParams, read_line: ReadLine = input, write: Write = write_stdout) -> None:

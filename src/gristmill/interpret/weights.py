@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..model import counts
 from ..model.decoder import Decoder
 from ..weights.layout import layout, split_tensors
 from ..weights.tensor_files import TensorFiles
@@ -58,7 +57,7 @@ def norm_table(model: Decoder) -> list[dict[str, Any]]:
 def parameters_by_part(model: Decoder) -> dict[str, int]:
     """Where the parameters are: `embedding`, `attention`, `feed_forward`, `norms` and, where the model has them,
     `positions`, `router` and an untied `head`."""
-    return counts.parameters_by_part(model.config)
+    return model.config.parameters_by_part()
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,7 +60,8 @@ class PagedBatch:
     Sequence b has row `slots_B[b]` of the block table, queries `offsets[b]` to `offsets[b + 1]`, and `lengths_B[b]`
     cached tokens, its queries the last of them. All three are int32 and on the device, where a CUDA graph reads them
     anew at each replay. A sequence of length 0 pads a batch; its queries get zeros. The first `num_decoding` sequences
-    have at most `max_count` queries each.
+    have at most `max_count` queries each. `gathered`: plain torch copies keys that lie side by side too, so that a
+    result does not depend, by a last bit, on which blocks a sequence holds.
     """
 
     slots_B: Tensor
@@ -67,6 +69,7 @@ class PagedBatch:
     lengths_B: Tensor
     num_decoding: int
     max_count: int = 1
+    gathered: bool = False
 
     @classmethod
     def of(
@@ -80,10 +83,12 @@ class PagedBatch:
         """From lists; `num_decoding` is otherwise the number of sequences of one query that come first."""
         if num_decoding is None:
             num_decoding = next((at for at, count in enumerate(counts) if count != 1), len(counts))
-        offsets = torch.tensor([0, *counts]).cumsum(0).int()
-        packed = torch.tensor([slots, lengths], dtype=torch.int32).reshape(2, -1).to(device)
-        max_count = max(counts[:num_decoding], default=1)
-        return cls(packed[0], offsets.to(device), packed[1], num_decoding, max_count)
+        sequences = len(slots)
+        packed = torch.tensor([*slots, *lengths, 0, *accumulate(counts)], dtype=torch.int32)
+        if torch.device(device).type == "cuda":
+            packed = packed.pin_memory()  # the GPU fetches it, and the host does not wait
+        slots_B, lengths_B, offsets = packed.to(device, non_blocking=True).split([sequences, sequences, sequences + 1])
+        return cls(slots_B, offsets, lengths_B, num_decoding, max(counts[:num_decoding], default=1))
 
     @cached_property
     def on_host(self) -> tuple[list[int], list[int], list[int]]:

@@ -1,9 +1,10 @@
 """`paged_attention` in plain torch, for CPUs and as the kernels' reference.
 
-SDPA does the work wherever it can. Sequences are taken together or alone so as to copy least: one whose blocks lie
-side by side is a view of the cache and stands alone; the others are gathered by their block tables, those of a few
-queries and like length together. Query heads that share a key head stand where SDPA expects queries (a few queries)
-or rows of a batch (many), so that keys are never repeated.
+Sequences are taken together or alone so as to copy least and call least: a long one whose blocks lie side by side is a
+view of the cache and stands alone; the others are gathered by their block tables, those of a few queries and like
+length together. SDPA does the work, with query heads that share a key head where it expects queries (a few queries) or
+rows of a batch (more), so that keys are never repeated. Many queries on a CPU, parts of prompts, are written as the
+products of kernels/cpu_linear.py, over those keys alone that a block of queries sees: twice as fast as SDPA.
 
 Shape suffixes: N queries of the step, B sequences of a group, T queries of each, S keys of each, M blocks of each,
 H query heads, K key/value heads, G query heads per key/value head, D key width, E value width.
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cpu_linear import cpu_linear, fits, has_onednn
 from .paged_attention import PagedBatch, Scores, value_scales
 from .rope_kv import PagedLayer
 
@@ -25,8 +27,10 @@ from .rope_kv import PagedLayer
 FEW = 16
 # Sequences of a group hold at most a quarter more blocks than its shortest, and two: what is copied in vain.
 MORE_BLOCKS, SPARE_BLOCKS = 1.25, 2
-# Keys up to which copying costs less than a call of SDPA.
-SHORT = 64
+# Bytes of a sequence's keys up to which copying them costs less than a call of SDPA.
+SHORT = 192 * 1024
+# Queries of a sequence from which on they are worth products of their own, and how many are multiplied at once.
+MANY, TILE = 64, 128
 # Queries whose scores are held at once where they are written out.
 ROWS = 256
 
@@ -45,6 +49,17 @@ class Group:
     key_at_BS: Tensor
     mask_BTS: Tensor | None  # None: all is seen
     causal: bool = False  # the mask is SDPA's own: as many queries as keys, each sees those up to its own
+    tiles: tuple[Tile, ...] = ()  # of one sequence with many queries
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """Queries that are multiplied at once, and the keys that any of them sees."""
+
+    queries: slice
+    keys: slice
+    first_hidden: int  # of these keys the first that not all of the queries see
+    bias_TS: Tensor  # from there on: 0 where seen, -inf where not
 
 
 @dataclass(frozen=True)
@@ -54,21 +69,23 @@ class _Sequence:
     length: int
     begin: int  # number of its first block that any query sees
     blocks: list[int]
+    gathered: bool  # wherever its blocks lie
 
     @property
     def side_by_side(self) -> bool:
-        return self.blocks == list(range(self.blocks[0], self.blocks[0] + len(self.blocks)))
+        return not self.gathered and self.blocks == list(range(self.blocks[0], self.blocks[0] + len(self.blocks)))
 
 
 def paged_attention_reference(q_NHD: Tensor, layer: PagedLayer, batch: PagedBatch, scores: Scores) -> Tensor:
     """`paged_attention` in plain torch. Works in the queries' type, or in float32 where scores are not plain."""
     out_NHE = q_NHD.new_zeros(*q_NHD.shape[:2], layer.values.shape[-1])
     kv_heads = layer.keys.shape[2]
-    for group in _groups(layer, batch, scores):
+    tiled = scores.plain and fits(q_NHD, layer.keys) and has_onednn()
+    for group in _groups(layer, batch, scores, tiled):
         q_BTKGD = q_NHD[group.rows].unflatten(0, (group.count, group.queries)).unflatten(2, (kv_heads, -1))
         k_BSKD = _read(layer.keys, layer.key_scales, group, q_NHD.dtype)
         v_BSKE = _read(layer.values, value_scales(layer), group, q_NHD.dtype)
-        attend = _products if scores.plain else _written_out
+        attend = _tiled if group.tiles else _products if scores.plain else _written_out
         out_NHE[group.rows] = attend(group, scores, q_BTKGD, k_BSKD, v_BSKE).flatten(0, 1).flatten(1, 2)
     return out_NHE
 
@@ -95,6 +112,22 @@ def _products(group: Group, scores: Scores, q_BTKGD: Tensor, k_BSKD: Tensor, v_B
         scale=scores.scale,
     )
     return out_GKTE.permute(2, 1, 0, 3)[None]
+
+
+def _tiled(group: Group, scores: Scores, q_BTKGD: Tensor, k_BSKD: Tensor, v_BSKE: Tensor) -> Tensor:
+    """One sequence as products of a block of queries, of all heads that share keys, with the keys they see, in
+    float32."""
+    q_TKGD, heads = q_BTKGD[0].float(), range(k_BSKD.shape[2])
+    keys_KSD = (k_BSKD[0].float() * scores.scale).transpose(0, 1).contiguous()
+    values_KES = v_BSKE[0].float().permute(1, 2, 0)
+    out_TKGE = q_TKGD.new_empty(*q_TKGD.shape[:3], v_BSKE.shape[-1])
+    for tile in group.tiles:
+        seen_KES = values_KES[..., tile.keys].contiguous()
+        for head in heads:
+            x_TGS = cpu_linear(q_TKGD[tile.queries, head], keys_KSD[head, tile.keys])
+            x_TGS[..., tile.first_hidden :] += tile.bias_TS[:, None]
+            out_TKGE[tile.queries, head] = cpu_linear(x_TGS.softmax(dim=-1), seen_KES[head])
+    return out_TKGE[None].to(q_BTKGD.dtype)
 
 
 def _written_out(group: Group, scores: Scores, q_BTKGD: Tensor, k_BSKD: Tensor, v_BSKE: Tensor) -> Tensor:
@@ -160,16 +193,17 @@ def _gather(cache: Tensor, group: Group) -> Tensor:
     return gathered.flatten(0, 1).unflatten(0, (group.count, -1))
 
 
-def _groups(layer: PagedLayer, batch: PagedBatch, scores: Scores) -> list[Group]:
+def _groups(layer: PagedLayer, batch: PagedBatch, scores: Scores, tiled: bool) -> list[Group]:
     """The step's groups; the first layer with such a window works them out."""
     window = scores.window if scores.window is not None and scores.window < max(batch.on_host[2], default=0) else None
     sinks = scores.sink_tokens if window is not None else 0
-    key = (window, sinks, scores.causal, layer.block_table_SM.data_ptr())
+    key = (window, sinks, scores.causal, tiled, layer.block_table_SM.data_ptr())
     if key not in batch.plans:
         cut = replace(scores, window=window, sink_tokens=sinks)
         size = layer.keys.shape[1]
-        together = _together(list(_sequences(layer.block_table_SM, batch, cut, size)))
-        batch.plans[key] = [_plan(sequences, cut, size, layer.keys.device) for sequences in together]
+        bytes_a_block = layer.keys[:1].nbytes
+        together = _together(list(_sequences(layer.block_table_SM, batch, cut, size)), SHORT // bytes_a_block)
+        batch.plans[key] = [_plan(sequences, cut, size, tiled, layer.keys.device) for sequences in together]
     return batch.plans[key]
 
 
@@ -188,17 +222,22 @@ def _sequences(table_SM: Tensor, batch: PagedBatch, scores: Scores, size: int) -
         if scores.window is not None and scores.sink_tokens == 0:
             begin = max(length - count - scores.window + 1, 0) // size
         blocks = table_SM[slot, begin : -(-length // size)].tolist()
-        yield _Sequence(first, count, length, begin, blocks)
+        yield _Sequence(first, count, length, begin, blocks, batch.gathered)
 
 
-def _together(sequences: Sequence[_Sequence]) -> list[list[_Sequence]]:
+def _together(sequences: Sequence[_Sequence], short: int) -> list[list[_Sequence]]:
+    """Groups of sequences; those of up to `short` blocks are copied rather than called alone."""
+
+    def stands_alone(one: _Sequence) -> bool:
+        return len(one.blocks) > short and one.side_by_side
+
     groups: list[list[_Sequence]] = []
     for one in sorted(sequences, key=lambda one: (one.count, len(one.blocks), one.first)):
         last = groups[-1][0] if groups else None
         if (
             last is not None
             and last.count == one.count <= FEW
-            and not (_stands_alone(last) or _stands_alone(one))
+            and not (stands_alone(last) or stands_alone(one))
             and len(one.blocks) <= len(last.blocks) * MORE_BLOCKS + SPARE_BLOCKS
         ):
             groups[-1].append(one)
@@ -207,11 +246,7 @@ def _together(sequences: Sequence[_Sequence]) -> list[list[_Sequence]]:
     return groups
 
 
-def _stands_alone(sequence: _Sequence) -> bool:
-    return sequence.length > SHORT and sequence.side_by_side
-
-
-def _plan(sequences: list[_Sequence], scores: Scores, size: int, device: torch.device) -> Group:
+def _plan(sequences: list[_Sequence], scores: Scores, size: int, tiled: bool, device: torch.device) -> Group:
     count, queries = len(sequences), sequences[0].count
     sequences = sorted(sequences, key=lambda one: one.first)
     firsts = [one.first for one in sequences]
@@ -233,13 +268,26 @@ def _plan(sequences: list[_Sequence], scores: Scores, size: int, device: torch.d
     query_at_BT = lengths_B[:, None] - queries + torch.arange(queries, device=device)
     held_BS = key_at_BS < lengths_B[:, None]
     empty = (~held_BS).flatten().nonzero()[:, 0]
-    causal = scores.causal and scores.window is None and run is not None and queries == keys > 1
-    mask_BTS = None if causal else _visible(scores, query_at_BT, key_at_BS) & held_BS[:, None]
-    if mask_BTS is not None and bool(mask_BTS.all()):
-        mask_BTS = None
-    return Group(
-        rows, count, queries, run, blocks, empty if len(empty) else None, query_at_BT, key_at_BS, mask_BTS, causal
-    )
+    group = Group(rows, count, queries, run, blocks, empty if len(empty) else None, query_at_BT, key_at_BS, None)
+    if tiled and queries >= MANY:
+        return replace(group, tiles=tuple(_tiles(scores, query_at_BT, key_at_BS, held_BS)))
+    if scores.causal and scores.window is None and run is not None and queries == keys > 1:
+        return replace(group, causal=True)
+    mask_BTS = _visible(scores, query_at_BT, key_at_BS) & held_BS[:, None]
+    return group if bool(mask_BTS.all()) else replace(group, mask_BTS=mask_BTS)
+
+
+def _tiles(scores: Scores, query_at_BT: Tensor, key_at_BS: Tensor, held_BS: Tensor) -> Iterator[Tile]:
+    for first in range(0, query_at_BT.shape[1], TILE):
+        queries = slice(first, min(first + TILE, query_at_BT.shape[1]))
+        seen_TS = (_visible(scores, query_at_BT[:, queries], key_at_BS) & held_BS[:, None])[0]
+        by_any = seen_TS.any(dim=0).nonzero()[:, 0]
+        keys = slice(int(by_any[0]), int(by_any[-1]) + 1)
+        seen_TS = seen_TS[:, keys]
+        hidden = (~seen_TS).any(dim=0).nonzero()[:, 0]
+        first_hidden = int(hidden[0]) if len(hidden) else seen_TS.shape[1]
+        bias_TS = torch.zeros(seen_TS.shape, device=seen_TS.device).masked_fill_(~seen_TS, -torch.inf)
+        yield Tile(queries, keys, first_hidden, bias_TS[:, first_hidden:].contiguous())
 
 
 def _visible(scores: Scores, query_at_BT: Tensor, key_at_BS: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ def rope_kv_kernel(
         values,
         layer.key_scales if scaled else qkv_NX,
         layer.value_scales if scaled else qkv_NX,
+        positions_N.stride(0),
+        slots_N.stride(0),
         qkv_NX.stride(0),
         layer.block_table_SM.stride(0),
         frequencies.stride(0) if frequencies.dim() == 2 and pairs else 0,
@@ -122,6 +124,8 @@ def _rope_kv(  # type: ignore[no-untyped-def]
     values,
     key_scales,
     value_scales,
+    position_stride,
+    slot_stride,
     qkv_stride,
     table_stride,
     frequency_stride,
@@ -151,9 +155,9 @@ def _rope_kv(  # type: ignore[no-untyped-def]
     is_query = block < Q_BLOCKS
     is_value = block >= Q_BLOCKS + KV_BLOCKS
     # What leads to the place in the cache is three loads, one behind the other: they go first.
-    position = tl.load(positions + token).to(tl.int32)
+    position = tl.load(positions + token * position_stride).to(tl.int32)
     kept = position >= 0
-    slot = tl.load(slots + token, mask=kept, other=0).to(tl.int64)
+    slot = tl.load(slots + token * slot_stride, mask=kept, other=0).to(tl.int64)
     number = tl.load(block_table + slot * table_stride + position // BLOCK_SIZE, mask=kept, other=0).to(tl.int64)
     if is_query:
         head = block * BLOCK_H + tl.arange(0, BLOCK_H)

@@ -41,7 +41,7 @@ def small_linear(
     `norm` is an RMSNorm. `gated`: the first half of the weight's rows is the gate, and act(gate) * up is half as wide.
     Any M is right, up to `MOST_ROWS` it is fast. `path` "vector" computes row by row, in float32; "matrix" on tensor
     cores, 16 rows and more at a time. With the same path a row gives the same bits in every batch; by default one row
-    takes the first and more rows the second.
+    takes the first and more rows the second. (A processor's products round as their number of rows says.)
     """
     assert norm is None or not norm.centred, "only RMSNorm is part of the product"
     if x_MK.is_cuda and has_triton():

@@ -52,7 +52,7 @@ def small_linear_kernel(
     if rows == 0:
         return out_MN
     vector = rows == 1 if path is None else path == "vector"
-    blocks = vector_blocks(outputs, width, gated) if vector else matrix_blocks(width)
+    blocks = vector_blocks(outputs, width, gated) if vector else matrix_blocks(width, x_MK.dtype)
     blocks |= tuning or {}
     arguments = (
         x_MK,
@@ -95,7 +95,7 @@ def vector_blocks(outputs: int, width: int, gated: bool) -> dict[str, int]:
     return {"BLOCK_N": block_n, "BLOCK_K": min(triton.next_power_of_2(width), 512 if gated else 1024), "num_warps": 4}
 
 
-def matrix_blocks(width: int) -> dict[str, int]:
+def matrix_blocks(width: int, dtype: torch.dtype) -> dict[str, int]:
     """Block sizes for several rows. All that sets the order of a sum depends on K alone, the rows of a program too:
     the mean square's order follows from how threads share out a block of x."""
     parts = 8 if width >= 2048 else 4
@@ -105,7 +105,7 @@ def matrix_blocks(width: int) -> dict[str, int]:
         "BLOCK_K": 64,
         "PARTS": parts,
         "num_warps": parts,
-        "num_stages": 3,
+        "num_stages": 3 if dtype.itemsize == 2 else 2,  # what is on its way has to fit a multiprocessor
     }
 
 

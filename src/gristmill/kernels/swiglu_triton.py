@@ -33,6 +33,17 @@ def gated_activation_kernel(gate_up_N2F: Tensor, activation: Activation) -> Tens
     return out_NF
 
 
+def silu_product_gradient_kernel(gate_up: Tensor, gradient: Tensor) -> Tensor:
+    """`silu_product_gradient` on a GPU."""
+    gate_up, gradient = gate_up.contiguous(), gradient.contiguous()
+    out, width = torch.empty_like(gate_up), gradient.shape[-1]
+    count = gradient.numel() // max(width, 1)
+    if count:
+        grid = (count, triton.cdiv(width, BLOCK))
+        _silu_product_gradient[grid](gate_up, gradient, out, width, BLOCK=BLOCK, num_warps=4)
+    return out
+
+
 @triton.jit
 def activated(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     """The activation of that name of a float32 tensor, or x itself where it is None."""
@@ -63,3 +74,20 @@ def _gated_activation(  # type: ignore[no-untyped-def]
     gate = tl.load(gate_up + row * stride + at, mask=inside).to(tl.float32)
     up = tl.load(gate_up + row * stride + width + at, mask=inside).to(tl.float32)
     tl.store(out + row * width + at, (activated(gate, ACTIVATION) * up).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _silu_product_gradient(gate_ups, gradients, out, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < width
+    gate_up = gate_ups + row * 2 * width + at
+    gate = tl.load(gate_up, mask=inside).to(tl.float32)
+    up = tl.load(gate_up + width, mask=inside).to(tl.float32)
+    gradient = tl.load(gradients + row * width + at, mask=inside).to(tl.float32)
+    share = tl.sigmoid(gate)
+    of_gate = gradient * up * share * (1 + gate * (1 - share))
+    of_up = gradient * gate * share
+    to = out + row * 2 * width + at
+    tl.store(to, of_gate.to(out.dtype.element_ty), mask=inside)
+    tl.store(to + width, of_up.to(out.dtype.element_ty), mask=inside)

@@ -284,12 +284,21 @@ class ModelConfig(ModelShape):
 
     vocab_size: int = Field(gt=0, description="Rows of the embedding table.")
 
+    def parameters_by_part(self, active: bool = False) -> dict[str, int]:
+        """Parameters of the built `Decoder` by part, see `counts.parameters_by_part`."""
+        return counts.parameters_by_part(self, active)
+
+    @property
+    def makes_logits(self) -> bool:
+        """Whether there is a head over the vocabulary."""
+        return True
+
     @property
     def num_parameters(self) -> int:
-        """Exact parameter count of the built `Decoder`; a tied embedding table counts once."""
-        return sum(counts.parameters_by_part(self).values())
+        """Exact parameter count of the built model; a tied embedding table counts once."""
+        return sum(self.parameters_by_part().values())
 
     @property
     def num_active_parameters(self) -> int:
         """Parameters that one token meets: of the routed experts, `top_k`."""
-        return sum(counts.parameters_by_part(self, active=True).values())
+        return sum(self.parameters_by_part(active=True).values())

@@ -22,7 +22,7 @@ def embed_tokens(table: nn.Embedding, input_ids_BT: Tensor, scale: float) -> Ten
     """
     x_BTC: Tensor = table(input_ids_BT)
     if scale != 1.0:
-        x_BTC = x_BTC * torch.tensor(scale, dtype=x_BTC.dtype, device=x_BTC.device)
+        x_BTC = x_BTC * torch.full((), scale, dtype=x_BTC.dtype, device=x_BTC.device)
     if autocast_dtype(x_BTC.device.type) == torch.bfloat16:
         return x_BTC.to(torch.bfloat16)
     return x_BTC

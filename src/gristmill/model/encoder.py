@@ -51,15 +51,24 @@ class EncoderConfig(ModelConfig):
             )
         return self
 
-    @property
-    def num_parameters(self) -> int:
-        """Exact parameter count of the built `Encoder`."""
+    def parameters_by_part(self, active: bool = False) -> dict[str, int]:
+        """Parameters of the built `Encoder` by part: those of a decoder without its head, `token_types`, and of what
+        stands on the hidden states `masked_lm`, `pooler` and `classifier`."""
         hidden = self.hidden_size
         dense = hidden * hidden + hidden
         norm = hidden * (2 if self.norm_bias else 1)
-        heads = dense + norm + self.vocab_size if self.masked_lm else 0
-        heads += dense if self.pooler else 0
-        return super().num_parameters + self.token_types * hidden + heads + self.num_labels * (hidden + 1)
+        more = {
+            "token_types": self.token_types * hidden,
+            "masked_lm": dense + norm + self.vocab_size if self.masked_lm else 0,
+            "pooler": dense if self.pooler else 0,
+            "classifier": self.num_labels * (hidden + 1),
+        }
+        return super().parameters_by_part(active) | {part: number for part, number in more.items() if number}
+
+    @property
+    def makes_logits(self) -> bool:
+        """Whether masked tokens are predicted."""
+        return self.masked_lm
 
 
 class Encoder(Stack):

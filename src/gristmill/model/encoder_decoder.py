@@ -75,20 +75,23 @@ class EncoderDecoderConfig(ModelConfig):
         own = {name: getattr(self, name) for name in ModelShape.model_fields}
         return ModelShape(**own | {"num_layers": self.num_decoder_layers, "causal": True})
 
-    @property
-    def num_parameters(self) -> int:
-        """Exact parameter count of the built `EncoderDecoder`."""
+    def parameters_by_part(self, active: bool = False) -> dict[str, int]:
+        """Parameters of the built `EncoderDecoder` by part: both halves together, one embedding and head, and
+        `cross_attention` and `relative_bias` beside them."""
         encoder = ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
         decoder = ModelConfig(**self.decoder_shape().model_dump(), vocab_size=self.vocab_size)
-        table_and_head = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        table_and_head += self.vocab_size if self.head_bias else 0
-        width = self.num_heads * self.head_dim
-        kv_width = 2 * self.num_kv_heads * self.head_dim
+        parts, other = (half.parameters_by_part(active) for half in (encoder, decoder))
+        for part in ("positions", "attention", "feed_forward", "router", "norms"):
+            if part in parts:
+                parts[part] += other[part]
+        width, kv_width = self.num_heads * self.head_dim, 2 * self.num_kv_heads * self.head_dim
         cross = self.hidden_size * (2 * width + kv_width)
         cross += (width + kv_width if self.qkv_bias else 0) + (self.hidden_size if self.output_bias else 0)
-        cross += self.hidden_size * (2 if self.norm_bias else 1) * (2 if self.norm_position == "sandwich" else 1)
-        halves = encoder.num_parameters + decoder.num_parameters + 2 * self.relative_buckets * self.num_heads
-        return halves - table_and_head + self.num_decoder_layers * cross
+        norms = self.hidden_size * (2 if self.norm_bias else 1) * (2 if self.norm_position == "sandwich" else 1)
+        parts["norms"] += self.num_decoder_layers * norms
+        parts["cross_attention"] = self.num_decoder_layers * cross
+        more = {"relative_bias": 2 * self.relative_buckets * self.num_heads}
+        return parts | {part: number for part, number in more.items() if number}
 
 
 @dataclass(frozen=True)

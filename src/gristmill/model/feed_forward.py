@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.available import has_triton
+from ..kernels.swiglu import silu_product
 from .config import ModelShape
+from .linear import project
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -37,10 +41,14 @@ class FeedForward(nn.Module):
         else:
             self.up = nn.Linear(config.hidden_size, wide, bias=config.mlp_bias)
         self.gated = config.gated
+        self.has_kernel = config.gated and config.activation == "silu" and has_triton()
         self.down = nn.Linear(wide, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         if not self.gated:
-            return self.down(self.activation(self.up(x_BTC)))
-        gate, up = self.gate_up(x_BTC).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+            return project(self.down, self.activation(project(self.up, x_BTC)))
+        gate_up = project(self.gate_up, x_BTC)
+        if self.has_kernel and gate_up.is_cuda and torch.compiler.is_compiling():
+            return self.down(silu_product(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
+        return project(self.down, self.activation(gate) * up)

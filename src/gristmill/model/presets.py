@@ -7,6 +7,7 @@ transformers' models or against the published figures.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -14,12 +15,14 @@ from ..errors import GristmillError
 from .config import ModelConfig
 
 
-def preset(name: str) -> ModelConfig:
-    """The shape called `name`; GristmillError with the nearest name for one that is not known."""
+def preset(name: str, others: Iterable[str] = ()) -> ModelConfig:
+    """The shape called `name`; GristmillError with the nearest name for one that is not known. `others` are names that
+    would have been taken too, where it was asked for."""
     shapes = _shapes()
     if name not in shapes:
-        near = difflib.get_close_matches(name.lower(), shapes, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(shapes)}"
+        known = [*others, *shapes]
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         raise GristmillError(f"no model shape is called {name!r}; {hint}")
     return shapes[name]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .attention import Attend, AttentionSpec
 from .config import ModelShape
+from .linear import project
 from .norms import RMSNorm, build_rms_norm
 from .positions import Rotation, rotate
 
@@ -52,7 +53,7 @@ class SelfAttention(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(config.num_heads)) if config.learned_sinks else None
 
     def forward(self, x_BTC: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
-        heads = self.qkv(x_BTC).unflatten(-1, (-1, self.spec.head_dim))
+        heads = project(self.qkv, x_BTC).unflatten(-1, (-1, self.spec.head_dim))
         q_BTHD, k_BTKD, v_BTKD = heads.split(self.heads, dim=2)
         if self.norm_heads:
             q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
@@ -61,7 +62,7 @@ class SelfAttention(nn.Module):
             k_BTKD = self.k_norm(k_BTKD.flatten(2)).view_as(k_BTKD)
         spec = self.spec if self.sinks is None else replace(self.spec, sinks=self.sinks)
         out_BTHD = attend(spec, rotate(q_BTHD, rotation), rotate(k_BTKD, rotation), v_BTKD)
-        return self.output(out_BTHD.flatten(2))
+        return project(self.output, out_BTHD.flatten(2))
 
 
 class LatentSelfAttention(nn.Module):
@@ -97,18 +98,21 @@ class LatentSelfAttention(nn.Module):
 
     def forward(self, x_BTC: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         latent = self.latent
-        q = self.q(x_BTC) if latent.q_rank is None else self.q_up(self.q_norm(self.q_down(x_BTC)))
+        if latent.q_rank is None:
+            q = project(self.q, x_BTC)
+        else:
+            q = project(self.q_up, self.q_norm(project(self.q_down, x_BTC)))
         q_nope, q_rope = q.unflatten(-1, (self.spec.num_heads, -1)).split(
             [latent.nope_head_dim, latent.rope_head_dim], dim=-1
         )
-        kv_BTR, k_rope = self.kv_down(x_BTC).split([latent.kv_rank, latent.rope_head_dim], dim=-1)
+        kv_BTR, k_rope = project(self.kv_down, x_BTC).split([latent.kv_rank, latent.rope_head_dim], dim=-1)
         kv_BTR = self.kv_norm(kv_BTR)
         q_rope, k_rope = rotate(q_rope, rotation), rotate(k_rope[:, :, None], rotation)
         if getattr(attend, "latent", False):
             out_BTHE = self._absorbed(q_nope, q_rope, kv_BTR, k_rope, attend)
         else:
             out_BTHE = self._multiplied_out(q_nope, q_rope, kv_BTR, k_rope, attend)
-        return self.output(out_BTHE.flatten(2))
+        return project(self.output, out_BTHE.flatten(2))
 
     def _multiplied_out(self, q_nope: Tensor, q_rope: Tensor, kv_BTR: Tensor, k_rope: Tensor, attend: Attend) -> Tensor:
         heads = self.kv_up(kv_BTR).unflatten(-1, (self.spec.num_heads, -1))

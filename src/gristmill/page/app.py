@@ -1,7 +1,7 @@
 """The page's web application: its own files, the snapshot, the panels and the event stream.
 
-Everything is read-only but the small questions of the tokenization panel. The browser talks to the model server
-itself (`gristmill serve` allows pages of this machine), so nothing is forwarded here.
+Everything is read-only; the tokenization panel and the planner answer small questions. The browser talks to the model
+server itself (`gristmill serve` allows pages of this machine), so nothing is forwarded here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, HTTPException, Query, Response
+from fastapi import FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
@@ -28,6 +28,9 @@ from ..errors import GristmillError
 from .files import Run, is_run_directory
 from .log import LogTail
 from .panels import panel
+from .planner import ask, forms
+from .planner_form import InputError
+from .planner_questions import QUESTIONS
 from .play import merges, tokenize, vocabulary
 from .snapshot import RAIL, empty_snapshot, snapshot
 
@@ -105,6 +108,7 @@ def make_app(run_dir: Path | None, server_url: str = DEFAULT_SERVER, any_host: b
     app.add_middleware(SecurityHeaders, server_url=server_url)
     _add_run_routes(app, run, server_url)
     _add_tokenizer_routes(app, run)
+    _add_planner_routes(app, run)
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     return app
 
@@ -188,6 +192,22 @@ def _add_tokenizer_routes(app: FastAPI, run: Run | None) -> None:
         return to_json(vocabulary(run, query, start))
 
 
+def _add_planner_routes(app: FastAPI, run: Run | None) -> None:
+    @app.get("/api/plan")
+    def read_forms() -> Response:
+        return to_json(forms(run))
+
+    @app.get("/api/plan/{question}")
+    def read_answer(question: str, request: Request) -> Response:
+        """An input that cannot be is answered by 400 and `{field, message}`; the form shows it beside the field."""
+        if question not in QUESTIONS:
+            raise HTTPException(404)
+        try:
+            return to_json(ask(question, request.query_params, run))
+        except InputError as error:
+            return to_json({"field": error.field, "message": str(error)}, status=400)
+
+
 async def event_stream(
     path: Path | None, after: int, stopping: Callable[[], bool] = lambda: False
 ) -> AsyncIterator[str]:
@@ -219,8 +239,8 @@ async def event_stream(
         quiet += POLL_SECONDS
 
 
-def to_json(value: Any) -> Response:
-    return Response(dumps(value), media_type="application/json", headers={"Cache-Control": "no-store"})
+def to_json(value: Any, status: int = 200) -> Response:
+    return Response(dumps(value), status, {"Cache-Control": "no-store"}, "application/json")
 
 
 def dumps(value: Any) -> str:

@@ -101,8 +101,9 @@ def judgement(id: str, title: str, state: str, sentence: str, items: list[dict[s
     return {"id": id, "kind": "judgement", "title": title, "state": state, "sentence": sentence, "items": items}
 
 
-def lines(id: str, title: str, items: list[str]) -> Section:
-    return {"id": id, "kind": "lines", "title": title, "items": items}
+def lines(id: str, title: str, items: list[str], sentences: bool = False) -> Section:
+    """Short pieces of text one after another; `sentences` each on lines of its own."""
+    return {"id": id, "kind": "lines", "title": title, "items": items, "sentences": sentences}
 
 
 def empty(id: str, title: str, message: str, command: str | None = None) -> Section:

@@ -69,9 +69,10 @@ class BlockBytes:
         return self.norms + self.attention + self.feed_forward
 
 
-def block_bytes(config: ModelConfig, layer: int, arithmetic: Arithmetic) -> BlockBytes:
-    """What block `layer` keeps per token."""
-    width, e, r = config.hidden_size, arithmetic.operand, arithmetic.stream(config)
+def block_bytes(config: ModelConfig, layer: int, arithmetic: Arithmetic, stream_parts: int = 1) -> BlockBytes:
+    """What block `layer` keeps per token. `stream_parts`: devices that share out the tokens of the residual stream and
+    its norms (sequence parallelism, Korthikanti et al. 2022, section 4.2.2); heads and widths are those of `config`."""
+    width, e, r = config.hidden_size / stream_parts, arithmetic.operand, arithmetic.stream(config)
     wide = _wide(config, layer)
     matrices = 2 if config.gated else 1  # whose outputs are as wide as the layer
     products = _attention_products(config, e) + e * (width + matrices * wide)
@@ -80,10 +81,11 @@ def block_bytes(config: ModelConfig, layer: int, arithmetic: Arithmetic) -> Bloc
     working = r * width + e * matrices * wide
     if config.has_experts(layer):
         assert config.experts is not None
-        working += 2 * STATISTIC * config.experts.top_k * width  # experts' results are weighted in float32
+        # Experts' results are weighted in float32.
+        working += 2 * STATISTIC * config.experts.top_k * config.hidden_size
     return BlockBytes(
         input=r * width,
-        norms=_norms(config, layer, arithmetic),
+        norms=_norms(config, layer, arithmetic) / stream_parts,
         attention=_attention(config, arithmetic),
         feed_forward=_feed_forward(config, layer, arithmetic),
         products=products,
@@ -91,10 +93,19 @@ def block_bytes(config: ModelConfig, layer: int, arithmetic: Arithmetic) -> Bloc
     )
 
 
-def kept_bytes(config: ModelConfig, arithmetic: Arithmetic, checkpointing: Checkpointing) -> float:
+def all_blocks(config: ModelConfig, arithmetic: Arithmetic, stream_parts: int = 1) -> list[BlockBytes]:
+    """`block_bytes` of every layer. Layers differ by whether they have experts, and in nothing else."""
+    kinds = [config.has_experts(layer) for layer in range(config.num_layers)]
+    found = {kind: block_bytes(config, kinds.index(kind), arithmetic, stream_parts) for kind in set(kinds)}
+    return [found[kind] for kind in kinds]
+
+
+def kept_bytes(
+    config: ModelConfig, arithmetic: Arithmetic, checkpointing: Checkpointing, stream_parts: int = 1
+) -> float:
     """Bytes per token that all blocks keep from forward to backward: everything; the input of each of sqrt(L) groups;
     each block's input; each block's input and products."""
-    blocks = [block_bytes(config, layer, arithmetic) for layer in range(config.num_layers)]
+    blocks = all_blocks(config, arithmetic, stream_parts)
     if checkpointing == "none":
         return sum(block.whole for block in blocks)
     if checkpointing == "sqrt":
@@ -104,10 +115,12 @@ def kept_bytes(config: ModelConfig, arithmetic: Arithmetic, checkpointing: Check
     return sum(block.input + block.products for block in blocks)
 
 
-def recomputed_bytes(config: ModelConfig, arithmetic: Arithmetic, checkpointing: Checkpointing) -> float:
+def recomputed_bytes(
+    config: ModelConfig, arithmetic: Arithmetic, checkpointing: Checkpointing, stream_parts: int = 1
+) -> float:
     """Bytes per token that are alive on top of those while the stretch of blocks that needs most is in backward: what
     it computes again, and its working space."""
-    blocks = [block_bytes(config, layer, arithmetic) for layer in range(config.num_layers)]
+    blocks = all_blocks(config, arithmetic, stream_parts)
     if checkpointing == "none":
         return max(block.working for block in blocks)
     # A block's input, which is kept, is also what its first norm keeps, unless that makes a copy.
@@ -285,18 +298,19 @@ def _shared(config: ModelConfig, layer: int, arithmetic: Arithmetic) -> float:
     return _attention_products(config, e) + e * matrices * _wide(config, layer)
 
 
-def cast_bytes(config: ModelConfig, layer: int, arithmetic: Arithmetic) -> int:
+def cast_bytes(config: ModelConfig, layer: int, arithmetic: Arithmetic, elsewhere: int = 0) -> int:
     """Copies of the block's weights in the lower type: made in forward, kept for backward. In 8 bits they are made
-    anew."""
+    anew. `elsewhere`: numbers of the routed experts that other devices hold."""
     e = arithmetic.operand
     if e == arithmetic.weight:
         return 0
+    cast = attention(config) + feed_forward(config, layer) - elsewhere
     if arithmetic.precision != "fp8":
-        return e * (attention(config) + feed_forward(config, layer))
+        return e * cast
     matrices = linear_layers(config, layer)
     dense = sum(rows * columns for rows, columns in matrices)
     small = sum(rows * columns for rows, columns in matrices if not multiplied_in_fp8(rows, columns))
-    return e * (attention(config) + feed_forward(config, layer) - dense + small)
+    return e * (cast - dense + small)
 
 
 def linear_layers(config: ModelConfig, layer: int) -> list[tuple[int, int]]:

@@ -33,7 +33,7 @@ def flops_per_token_training(config: ModelConfig, seq_len: int, causal_half: boo
 def flops_per_token_decode(config: ModelConfig, context: int) -> float:
     """FLOPs of one new token that attends to `context` tokens, its own included, with a cache. Latent attention works
     in its absorbed form: kv_up meets the query and the output instead of every key, and scores are R + P wide."""
-    attention = sum(_flops_per_key(config, config.causal) * _keys_of_last(config, kind, context)
+    attention = sum(pair_flops(config, config.causal) * _keys_of_last(config, kind, context)
                     for kind in config.layer_kinds)  # fmt: skip
     return 2 * matrix_params(config) + attention
 
@@ -45,7 +45,7 @@ def attention_flops_per_token(config: ModelConfig, seq_len: int, causal_half: bo
     Without it every token pays for all s keys, or for a full window, as most published utilizations count (PaLM,
     appendix B).
     """
-    per_key = _flops_per_key(config, absorbed=False)
+    per_key = pair_flops(config, absorbed=False)
     return sum(per_key * keys_per_token(config, kind, seq_len, causal_half) for kind in config.layer_kinds)
 
 
@@ -74,8 +74,9 @@ def _keys_of_last(config: ModelConfig, kind: LayerKind, context: int) -> int:
     return min(context, config.sliding_window + config.sink_tokens)
 
 
-def _flops_per_key(config: ModelConfig, absorbed: bool) -> int:
-    """2 H (D + E) FLOPs for each pair of query and key."""
+def pair_flops(config: ModelConfig, absorbed: bool = True) -> int:
+    """2 H (D + E) FLOPs of a layer for each pair of query and key; of latent attention in its absorbed form, as a
+    cache serves it, 2 H (2 R + P)."""
     latent = config.latent
     if latent is not None and absorbed:
         return 2 * config.num_heads * (2 * latent.kv_rank + latent.rope_head_dim)

@@ -2,13 +2,13 @@
 
 Symbols of the formulas: V vocab_size, C hidden_size, L num_layers, H num_heads, K num_kv_heads, D head_dim, F
 intermediate_size, S max_seq_len; of latent attention Rq q_rank, R kv_rank, N, P, E its nope, rope and value widths; of
-experts X num_experts, k top_k, Fx and Fs the widths of a routed and of the shared expert.
+experts X num_experts, k top_k, Fx and Fs the widths of a routed and of the shared expert; of encoders and
+encoder-decoders Tt token types, Y labels, Ld layers of the decoder, B buckets of the relative bias.
 """
 
 from __future__ import annotations
 
 from ..errors import GristmillError
-from ..model import counts
 from ..model.config import ModelConfig
 
 BITS = {"fp32": 32, "tf32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "fp4": 4, "int4": 4}
@@ -34,29 +34,43 @@ def active_params(config: ModelConfig) -> int:
 
 
 def embedding_share(config: ModelConfig) -> float:
-    """Share of embedding, learned positions and untied head in all parameters."""
-    parts = counts.parameters_by_part(config)
-    return sum(parts.get(part, 0) for part in ("embedding", "positions", "head")) / sum(parts.values())
+    """Share of embedding, learned positions, token types and untied head in all parameters."""
+    parts = config.parameters_by_part()
+    return sum(parts.get(part, 0) for part in ("embedding", "positions", "token_types", "head")) / sum(parts.values())
 
 
 def matrix_params(config: ModelConfig, active: bool = True) -> int:
     """Parameters of the matrices that a token is multiplied with: projections, feed-forward (of the experts those that
-    it meets, or all), router and head, a tied one too. Lookups, biases and norms are not among them."""
+    it meets, or all), router and head, a tied one too. Lookups, biases and norms are not among them, nor what is
+    computed once a text (an encoder's pooler and classifier). Of an encoder-decoder see plan/encoder_decoder.py."""
     bare = config.model_copy(
         update={"qkv_bias": False, "output_bias": False, "mlp_bias": False, "learned_sinks": False}
     )
-    parts = counts.parameters_by_part(bare, active)
-    return sum(parts.get(part, 0) for part in ("attention", "feed_forward", "router")) + head_params(config)
+    parts = bare.parameters_by_part(active)
+    dense = config.hidden_size**2 if "masked_lm" in parts else 0
+    return sum(parts.get(part, 0) for part in ("attention", "feed_forward", "router")) + head_params(config) + dense
 
 
 def head_params(config: ModelConfig) -> int:
-    """Parameters of the matrix that makes logits, V C, tied or not."""
-    return config.vocab_size * config.hidden_size
+    """Parameters of the matrix that makes logits, V C, tied or not; an encoder has one for masked tokens alone."""
+    return config.vocab_size * config.hidden_size if config.makes_logits else 0
 
 
 def weight_bytes(params: float, bits_per_param: float) -> float:
     """Bytes of weights: params * bits / 8. Scales of quantized formats come on top (`bits_per_param` may hold them)."""
     return params * bits_per_param / 8
+
+
+def bits_with_scales(bits: float, group_size: float, scale_bits: float, zero_bits: float = 0) -> float:
+    """Bits of a quantized number with its share of its group's scale and zero point: bits + (scale + zero) / group."""
+    return bits + (scale_bits + zero_bits) / group_size
+
+
+def quantized_weight_bytes(
+    quantized_params: float, other_params: float, bits_per_param: float, other_bytes_per_param: float = 2
+) -> float:
+    """Bytes of a model whose matrices of attention and feed-forward are quantized, and the rest is not."""
+    return quantized_params * bits_per_param / 8 + other_params * other_bytes_per_param
 
 
 def symbols(config: ModelConfig) -> dict[str, int]:
@@ -79,20 +93,35 @@ def symbols(config: ModelConfig) -> dict[str, int]:
     if experts is not None:
         known |= {"X": experts.num_experts, "k": experts.top_k, "Fx": experts.intermediate_size}
         known |= {"Fs": experts.shared_intermediate_size or None}
+    more = {"Tt": "token_types", "Y": "num_labels", "Ld": "num_decoder_layers", "B": "relative_buckets"}
+    known |= {symbol: getattr(config, name, None) or None for symbol, name in more.items()}
     return {symbol: value for symbol, value in known.items() if value is not None}
 
 
 def formulas(config: ModelConfig) -> dict[str, str]:
-    """How each part of `counts.parameters_by_part` is counted, for this shape."""
+    """How each part of `config.parameters_by_part` is counted, for this shape."""
+    layers = "(L + Ld)" if is_encoder_decoder(config) else "L"
+    norm = "2C" if config.norm_bias else "C"
     return {
         "embedding": "V C",
-        "positions": "S C",
-        "attention": f"L ({_attention_formula(config)})",
-        "feed_forward": _feed_forward_formula(config),
+        "positions": "2 S C" if is_encoder_decoder(config) else "S C",
+        "attention": f"{layers} ({_attention_formula(config)})",
+        "feed_forward": _feed_forward_formula(config, layers),
         "router": f"{_expert_layers(config)} C X",
         "norms": "gains and biases of all norms",
         "head": "V C" + (" + V" if config.head_bias else ""),
+        "token_types": "Tt C",
+        "masked_lm": f"C C + C + {norm} + V",
+        "pooler": "C C + C",
+        "classifier": "Y (C + 1)",
+        "cross_attention": f"Ld ({_attention_formula(config)})",
+        "relative_bias": "2 B H",
     }
+
+
+def is_encoder_decoder(config: ModelConfig) -> bool:
+    """Whether the shape has two halves."""
+    return hasattr(config, "num_decoder_layers")
 
 
 def _attention_formula(config: ModelConfig) -> str:
@@ -105,15 +134,17 @@ def _attention_formula(config: ModelConfig) -> str:
     return " + ".join([text, *(bias for there, bias in biases if there)])
 
 
-def _feed_forward_formula(config: ModelConfig) -> str:
+def _feed_forward_formula(config: ModelConfig, layers: str) -> str:
     matrices = 3 if config.gated else 2
     dense = f"{matrices} C F" + ((" + 2F + C" if config.gated else " + F + C") if config.mlp_bias else "")
     if config.experts is None:
-        return f"L ({dense})"
+        return f"{layers} ({dense})"
     shared = " + Fs" if config.experts.shared_intermediate_size else ""
     routed = f"{_expert_layers(config)} * {matrices} C (X Fx{shared})"
-    return f"{len(config.experts.dense_layers)} * {dense} + {routed}" if config.experts.dense_layers else routed
+    plain = len(config.experts.dense_layers) * (2 if is_encoder_decoder(config) else 1)
+    return f"{plain} * {dense} + {routed}" if plain else routed
 
 
 def _expert_layers(config: ModelConfig) -> int:
-    return sum(config.has_experts(layer) for layer in range(config.num_layers))
+    layers = [*range(config.num_layers), *range(getattr(config, "num_decoder_layers", 0))]
+    return sum(config.has_experts(layer) for layer in layers)

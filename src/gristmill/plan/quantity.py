@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 Label = Literal["computed", "measured", "cited"]
 
-_DECIMAL = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_DECIMAL = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _TIMES = ((86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "s"))
 _BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
@@ -35,6 +35,11 @@ class Quantity:
             return f"{_scaled(self.value, 'B')}{per} = {_binary(self.value)}{per}"
         if self.unit in ("param", "step"):
             return f"{self.value:,.0f}"
+        if self.unit in ("token", "sequence", "request", "device") and self.value >= 1000:
+            return f"{self.value:,.0f} {self.unit}"
+        if self.unit.startswith("USD"):
+            digits = ",.0f" if self.value >= 1000 else ",.2f" if self.value >= 1 else ".3g"
+            return f"${self.value:{digits}}{self.unit.removeprefix('USD')}"
         if self.unit == "s":
             return _duration(self.value)
         return _scaled(self.value, self.unit)

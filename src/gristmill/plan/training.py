@@ -6,6 +6,7 @@ Symbols as in plan/parameters.py; P parameters, n processes, g bytes of a gradie
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 from ..model.config import ModelConfig
@@ -13,6 +14,7 @@ from .activations import Arithmetic, linear_layers
 from .parameters import total_params
 
 DataParallel = Literal["ddp", "zero1", "zero2", "zero3"]
+Shape = tuple[tuple[int, ...], int, bool]  # of a parameter, how many there are, whether they stand in blocks
 STAGES: dict[DataParallel, int] = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
 
 SMALLEST_8BIT = 4096  # elements of a parameter whose optimizer state is kept in 8 bits
@@ -24,23 +26,31 @@ def train_flops(params: float, tokens: float) -> float:
     return 6 * params * tokens
 
 
-def training_seconds(flops: float, peak_flops: float, utilization: float, processes: int = 1) -> float:
-    """flops / (n * peak * utilization)."""
-    return flops / (processes * peak_flops * utilization)
-
-
 def adam_bytes_per_param(weight: float = 2, gradient: float = 2, master: float = 4, moment: float = 4) -> float:
     """Weight + gradient + master weight + two moments: 16 in mixed precision (Rajbhandari et al. 2020, section 3.1)."""
     return weight + gradient + master + 2 * moment
 
 
 def zero_bytes_per_process(
-    params: float, processes: int, stage: int, weight: float = 2, gradient: float = 2, optimizer: float = 12
+    params: float,
+    processes: int,
+    stage: int,
+    weight: float = 2,
+    gradient: float = 2,
+    optimizer: float = 12,
+    optimizer_sharded: float | None = None,
 ) -> float:
     """Bytes of states that a process holds (Rajbhandari et al. 2020, section 5 and figure 1): stage 1 cuts what the
-    optimizer owns (master weights among it) over n processes, stage 2 gradients too, stage 3 weights too."""
-    cut = [optimizer, gradient, weight][:stage]
+    optimizer owns (master weights among it) over n processes, stage 2 gradients too, stage 3 weights too.
+    `optimizer_sharded`: of its bytes those that are cut; all of them unless given."""
+    owned = optimizer if optimizer_sharded is None else optimizer_sharded
+    cut = [owned, gradient, weight][:stage]
     return params * (weight + gradient + optimizer - sum(cut) + sum(cut) / processes)
+
+
+def optimizer_to_weight_ratio(optimizer_bytes_per_param: float, weight_bytes_per_param: float) -> float:
+    """Bytes of the optimizer's state over those of the weights: 8 / 4 for AdamW in float32."""
+    return optimizer_bytes_per_param / weight_bytes_per_param
 
 
 def zero_communication_factor(stage: int) -> float:
@@ -50,14 +60,20 @@ def zero_communication_factor(stage: int) -> float:
 
 
 def optimizer_bytes(config: ModelConfig, optimizer: str, weight: int = 4) -> float:
-    """Bytes of the optimizer's state. `weight` is the bytes of a weight, which its averages have too.
+    """Bytes of the optimizer's state for a whole model; see `state_bytes`."""
+    return state_bytes(parameter_shapes(config), optimizer, weight)
+
+
+def state_bytes(shapes: Iterable[Shape], optimizer: str, weight: int = 4) -> float:
+    """Bytes of the optimizer's state for parameters of these shapes. `weight` is the bytes of a weight, which its
+    averages have too.
 
     adamw: two averages. muon: one for the blocks' matrices. adam8bit: two codes of a byte, and two scales for each
     block of at most 256 numbers of a row. adafactor: a row and a column of float32 for each matrix. Steps (4 bytes a
     parameter) are left out.
     """
     total = 0.0
-    for shape, count, inside in parameter_shapes(config):
+    for shape, count, inside in shapes:
         numbers = count * math.prod(shape)
         if optimizer == "muon" and inside and len(shape) >= 2:
             total += numbers * weight
@@ -72,7 +88,7 @@ def optimizer_bytes(config: ModelConfig, optimizer: str, weight: int = 4) -> flo
     return total
 
 
-def parameter_shapes(config: ModelConfig) -> list[tuple[tuple[int, ...], int, bool]]:
+def parameter_shapes(config: ModelConfig) -> list[Shape]:
     """Shapes of the decoder's matrices, how many there are of each, and whether they stand in blocks. What is left over
     (norms, biases) comes last, as one vector."""
     width = config.hidden_size
@@ -87,18 +103,30 @@ def parameter_shapes(config: ModelConfig) -> list[tuple[tuple[int, ...], int, bo
     if config.positions == "learned":
         add((config.max_seq_len, width), False)
     for layer in range(config.num_layers):
-        for columns, rows in linear_layers(config, layer):
-            add((rows, columns), True)
-        if config.has_experts(layer):
-            experts = config.experts
-            assert experts is not None
-            add((experts.num_experts, width), True)
-            wide = experts.intermediate_size
-            add((experts.num_experts, (2 if config.gated else 1) * wide, width), True)
-            add((experts.num_experts, width, wide), True)
+        for shape in (*dense_shapes(config, layer), *expert_shapes(config, layer)):
+            add(shape, True)
     shapes = [(shape, count, inside) for (shape, inside), count in found.items()]
     rest = total_params(config) - sum(count * math.prod(shape) for shape, count, _ in shapes)
     return [*shapes, ((rest,), 1, False)]
+
+
+def dense_shapes(config: ModelConfig, layer: int) -> list[tuple[int, ...]]:
+    """Shapes of a block's matrices that every token meets, the router's among them."""
+    found: list[tuple[int, ...]] = [(rows, columns) for columns, rows in linear_layers(config, layer)]
+    if config.has_experts(layer):
+        assert config.experts is not None
+        found.append((config.experts.num_experts, config.hidden_size))
+    return found
+
+
+def expert_shapes(config: ModelConfig, layer: int, experts: int | None = None) -> list[tuple[int, ...]]:
+    """Shapes of the tensors of a block's routed experts, or of so many of them."""
+    if not config.has_experts(layer):
+        return []
+    assert config.experts is not None
+    wide, width = config.experts.intermediate_size, config.hidden_size
+    number = config.experts.num_experts if experts is None else experts
+    return [(number, (2 if config.gated else 1) * wide, width), (number, width, wide)]
 
 
 def communication_bytes(config: ModelConfig, arithmetic: Arithmetic, data: DataParallel, processes: int) -> float:

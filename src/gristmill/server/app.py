@@ -21,6 +21,7 @@ from ..engine.sampling import PromptTooLong, SamplingParams
 from ..errors import GristmillError
 from . import errors, tools
 from .errors import ApiError, api_error
+from .forms import named
 from .metrics import CONTENT_TYPE, Metrics
 from .protocol import ChatRequest, CompletionRequest, GenerationRequest
 from .replies import ChatReply, CompletionReply, Reply, num_said, usage_of
@@ -91,6 +92,10 @@ class Service:
         watcher = asyncio.create_task(_abort_at_the_end(request, generation))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
+        try:
+            await _forms_made(generation)
+        except GristmillError as error:
+            raise named(error, body.response_format) from error
         if body.stream:
             events = _events(generation, reply, choices, body.include_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers=SSE_HEADERS)
@@ -195,6 +200,13 @@ def _add_inspection(app: FastAPI, service: Service) -> None:
     async def debug() -> dict[str, Any]:
         """Slots, their lengths and the waiting queue, for the live page."""
         return {"model": service.model_name, "draining": service.draining, **service.engine.snapshot()}
+
+
+async def _forms_made(generation: Generation) -> None:
+    """Wait until the forms of structured outputs are made: one that cannot be is an error before a stream begins."""
+    for request in generation.requests:
+        if request.constraint is not None:  # others may wait for the same, so that it is not cancelled with this
+            await asyncio.shield(asyncio.wrap_future(request.constraint))
 
 
 async def _events(generation: Generation, reply: Reply, choices: int, include_usage: bool) -> AsyncIterator[str]:

@@ -1,7 +1,7 @@
 """Requests of OpenAI's API as this server takes them, and what they mean to the engine.
 
 Three kinds of fields. Those declared here are honoured. Those that change nothing about the reply (`user`, `metadata`)
-are taken and left alone. Those that would change it and that this server does not do (`response_format`) are
+are taken and left alone. Those that would change it and that this server does not do (`best_of`) are
 refused by name unless they hold the value that asks for nothing, and so is a field that nobody knows: a client never
 gets a reply to something else than it asked for.
 """
@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..engine.sampling import MAX_TOP_LOGPROBS, SamplingParams
+from ..engine.sampling import MAX_TOP_LOGPROBS, RequestError, SamplingParams
 from .errors import ApiError
+from .forms import StructuredOutputs, form_of, named
 from .tools import check_depth
 
 MAX_CHOICES = 128
@@ -36,22 +37,20 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "modalities": (["text"],),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": (),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "verbosity": (),
     "web_search_options": (),
 }
+# What the engine calls as requests do.
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed",
+    "stop_token_ids", "min_tokens", "ignore_eos",
+)  # fmt: skip
 
 
 class StreamOptions(BaseModel):
@@ -70,8 +69,23 @@ class GenerationRequest(BaseModel):
     temperature: float | None = Field(default=None, description="0 is greedy; default 1.")
     top_p: float | None = Field(default=None, description="Nucleus sampling; default 1, which keeps all.")
     top_k: int | None = Field(default=None, description="Not OpenAI's: keep this many likeliest tokens; 0 keeps all.")
+    min_p: float | None = Field(
+        default=None, description="Not OpenAI's: leave out what is less likely than this share."
+    )
+    presence_penalty: float | None = Field(default=None, description="Less of what is in the reply already, -2 to 2.")
+    frequency_penalty: float | None = Field(default=None, description="The same by how often it is there, -2 to 2.")
+    repetition_penalty: float | None = Field(
+        default=None, description="Not OpenAI's: less of what is in prompt or reply; 1 changes nothing."
+    )
+    logit_bias: dict[str, float] | None = Field(default=None, description="Added to the logits of token ids.")
     seed: int | None = Field(default=None, description="Same seed, same reply; choice i of n uses seed + i.")
     stop: str | list[str] | None = Field(default=None, description="The reply ends before any of these, at most 4.")
+    stop_token_ids: list[int] | None = Field(default=None, description="Not OpenAI's: the reply ends at any of these.")
+    min_tokens: int | None = Field(default=None, description="Not OpenAI's: no end before so many tokens.")
+    response_format: dict[str, Any] | None = Field(default=None, description="text, json_object or json_schema.")
+    structured_outputs: StructuredOutputs | None = Field(
+        default=None, description="Not OpenAI's: json, regex, choice, grammar or json_object."
+    )
     n: int | None = Field(default=None, description="Choices per prompt; default 1.")
     stream: bool | None = Field(default=None, description="Send the reply in pieces as server-sent events.")
     stream_options: StreamOptions | None = None
@@ -81,9 +95,11 @@ class GenerationRequest(BaseModel):
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def params_per_choice(self, max_tokens: int, top_logprobs: int | None) -> list[SamplingParams]:
+    def params_per_choice(
+        self, max_tokens: int, top_logprobs: int | None, prompt_logprobs: int | None = None
+    ) -> list[SamplingParams]:
         """The parameters of each of the n choices; ApiError or RequestError names the field at fault."""
-        check_extra_fields(self.model_extra or {}, known=set(type(self).model_fields), ignore_eos=bool(self.ignore_eos))
+        check_extra_fields(self.model_extra or {}, known=set(type(self).model_fields))
         count = 1 if self.n is None else self.n
         if not 1 <= count <= MAX_CHOICES:
             raise ApiError(400, f"n is {count}; it must be 1 to {MAX_CHOICES}", "n", "invalid_value")
@@ -93,20 +109,29 @@ class GenerationRequest(BaseModel):
             )
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options needs stream to be true", "stream_options", "invalid_value")
-        params = SamplingParams(
-            max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k or 0,
-            seed=self.seed,
-            stop=() if self.stop is None else self.stop,
-            logprobs=top_logprobs is not None,
-            top_logprobs=top_logprobs or 0,
-            ignore_eos=bool(self.ignore_eos),
-        )
+        asked: dict[str, Any] = {name: getattr(self, name) for name in SAMPLING}
+        asked |= {"stop": self.stop, "logit_bias": self._biases(), "prompt_logprobs": prompt_logprobs}
+        form = form_of(self.response_format, self.structured_outputs)
+        try:
+            params = SamplingParams(
+                max_tokens=max_tokens,
+                logprobs=top_logprobs is not None,
+                top_logprobs=top_logprobs or 0,
+                **{name: value for name, value in asked.items() if value is not None},
+                **form,
+            )
+        except RequestError as error:
+            raise named(error, self.response_format) from error
         if self.seed is None:
             return [params] * count
         return [dataclasses.replace(params, seed=self.seed + choice) for choice in range(count)]
+
+    def _biases(self) -> dict[int, float] | None:
+        """`logit_bias` by token id, which JSON can only write as text."""
+        try:
+            return None if self.logit_bias is None else {int(token): bias for token, bias in self.logit_bias.items()}
+        except ValueError:
+            raise ApiError(400, "logit_bias must map token ids to numbers", "logit_bias", "invalid_value") from None
 
 
 class TextPart(BaseModel):
@@ -204,6 +229,9 @@ class CompletionRequest(GenerationRequest):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
         default=None, description="Log probabilities of each token and of this many likeliest."
     )
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        default=None, description="Not OpenAI's: the same of each token of the prompt."
+    )
 
     def prompts(self) -> Sequence[str | TokenIds]:
         """The prompts, always as a list; ApiError when there is none."""
@@ -217,16 +245,18 @@ class CompletionRequest(GenerationRequest):
 
     def params(self) -> list[SamplingParams]:
         limit = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        return self.params_per_choice(limit, self.logprobs)
+        if self.prompt_logprobs is not None and self.stream:
+            raise ApiError(
+                400, "prompt_logprobs are not streamed; leave stream out", "prompt_logprobs", "invalid_value"
+            )
+        return self.params_per_choice(limit, self.logprobs, self.prompt_logprobs)
 
 
-def check_extra_fields(extra: Mapping[str, Any], known: set[str], ignore_eos: bool) -> None:
+def check_extra_fields(extra: Mapping[str, Any], known: set[str]) -> None:
     """Refuse what would change the reply and is not done here, and what nobody knows."""
     for field, value in extra.items():
         if value is None or field in HARMLESS:
             continue
-        if field == "min_tokens" and ignore_eos:
-            continue  # nothing but max_tokens ends such a reply, so it is long enough
         if field in UNSUPPORTED:
             if value not in UNSUPPORTED[field]:
                 raise ApiError(

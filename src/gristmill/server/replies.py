@@ -125,7 +125,10 @@ class CompletionReply:
         choices = []
         for index, request in enumerate(requests):
             logprobs = self._logprobs(index, request, 0, num_said(request))
-            choices.append(self._choice(index, "".join(request.text), logprobs, request.finish_reason))
+            choice = self._choice(index, "".join(request.text), logprobs, request.finish_reason)
+            if request.params.prompt_logprobs is not None:
+                choice["prompt_logprobs"] = self._of_prompt(request)
+            choices.append(choice)
         return {**self._chunk, "choices": choices, "usage": usage}
 
     @staticmethod
@@ -149,6 +152,21 @@ class CompletionReply:
             "top_logprobs": top if wanted else None,
             "text_offset": offsets,
         }
+
+    def _of_prompt(self, request: Request) -> list[dict[str, Json] | None]:
+        """For each token of the prompt, null for the first: log probabilities and texts by token id, as vLLM has it."""
+        entries: list[dict[str, Json] | None] = [None]
+        for token, logprob, top in zip(
+            request.prompt_ids[1:], request.prompt_logprobs, request.prompt_top_logprobs, strict=True
+        ):
+            pairs = {**dict(top), token: logprob}
+            entries.append(
+                {
+                    str(id): {"logprob": value, "decoded_token": token_text(self._tokenizer, id)}
+                    for id, value in pairs.items()
+                }
+            )
+        return entries
 
     def _top(self, request: Request, i: int) -> dict[str, float]:
         """Text -> log probability of the likeliest tokens and of the one that was drawn. Of tokens that share a text

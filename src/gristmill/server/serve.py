@@ -55,6 +55,7 @@ def serve(
     dtype: str | None = None,
     max_waiting: int = 128,
     drain_seconds: float = 30.0,
+    draft_model: Path | str | None = None,
     **limits: Unpack[Limits],
 ) -> None:
     """Serve a model directory or a run's last model over HTTP until SIGINT or SIGTERM; blocks.
@@ -68,7 +69,7 @@ def serve(
     with listener:
         if limits.get("max_num_batched_tokens") is None and not torch.cuda.is_available():
             limits["max_num_batched_tokens"] = max(CPU_STEP_TOKENS, limits.get("max_num_seqs") or 0)
-        llm = LLM(path, dtype, **limits)
+        llm = LLM(path, dtype, draft_model=draft_model, **limits)
         name = model_name or Path(path).resolve().name
         server = make_server(create_app(llm.engine, name, max_waiting), listener, drain_seconds)
         server.run(sockets=[listener])

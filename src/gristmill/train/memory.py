@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,18 +9,15 @@ from typing import Protocol
 
 import torch
 
+from .. import hardware
 from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..plan.activations import Arithmetic
+from ..plan.memory import SPARE, TrainingRun, peak_memory
 from ..plan.memory import Memory as Estimate
-from ..plan.memory import TrainingRun, peak_memory
 from ..plan.quantity import in_bytes
 from .compiled import resolve_compile
 from .config import TrainingConfig
-
-RESERVE = 0.05  # of a device's memory: what the allocator cannot hand out because free space lies in pieces
-# Where Linux says what a container may have: control groups of version 2, and of version 1.
-CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def check_fits(
     """The estimate. GristmillError where the device has less memory, naming the first settings that would fit, in the
     order of what they cost: smaller micro-batches, more checkpointing, shards, state in host memory."""
     estimate = estimate_memory(config, training, batch, processes, precision, device.type)
-    room = memory_of(device) * (1 - RESERVE)
+    room = memory_of(device) * (1 - SPARE)
     if estimate.total <= room:
         return estimate
     needed = f"training needs about {in_bytes(estimate.total)}, but {device} has {in_bytes(memory_of(device))}"
@@ -140,16 +136,7 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    limits = [int(text) for text in map(_read, CONTAINER_LIMITS) if text.isdigit()]  # "max" is none
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path) as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    return hardware.memory_bytes()
 
 
 class PeakMeter:

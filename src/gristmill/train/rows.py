@@ -134,8 +134,8 @@ class TurnedText:
         return int(self.pieces[-1])
 
     def read(self, start: int, end: int, epoch: int) -> NDArray[Any]:
-        first = int(np.searchsorted(self.pieces, start, side="right")) - 1
-        behind = int(np.searchsorted(self.pieces, end, side="left"))
+        first = int(self.pieces.searchsorted(start, side="right")) - 1
+        behind = int(self.pieces.searchsorted(end, side="left"))
         parts = [self._piece(piece, epoch) for piece in range(first, behind)]
         skipped = start - int(self.pieces[first])
         together = parts[0] if len(parts) == 1 else np.concatenate(parts)

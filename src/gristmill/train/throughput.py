@@ -19,21 +19,6 @@ from ..plan.flops import flops_per_token_training
 
 PEAK_OF_PRECISION = {"bf16": "bf16", "fp16": "fp16", "fp8": "bf16", "fp32": "tf32"}
 
-# How drivers name the accelerators of hardware.toml. A name must agree whole: an H100 NVL or a slice of a card has
-# another peak than the card.
-DRIVER_NAMES = {
-    "NVIDIA H100 80GB HBM3": "h100-sxm",
-    "NVIDIA H100 PCIe": "h100-pcie",
-    "NVIDIA H200": "h200",
-    "NVIDIA A100-SXM4-80GB": "a100-80gb-sxm",
-    "NVIDIA A100-SXM4-40GB": "a100-40gb-sxm",
-    "NVIDIA L40S": "l40s",
-    "NVIDIA L4": "l4",
-    "NVIDIA GeForce RTX 4090": "rtx-4090",
-    "NVIDIA B200": "b200",
-    "AMD Instinct MI300X": "mi300x",
-}
-
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """FLOPs of forward and backward for each token of a sequence of this length."""
@@ -43,7 +28,7 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
 def peak_flops(device_name: str, precision: str) -> float | None:
     """FLOP/s of the device called so by its driver, at a precision of the loop (fp32, bf16, fp16, fp8) and by the
     convention above; None where hardware.toml does not know the device, and so for every CPU."""
-    key = DRIVER_NAMES.get(device_name)
+    key = hardware.accelerator_named(device_name)
     if key is None:
         return None
     peak: float | None = hardware.known_accelerators()[key]["peak_flops"].get(PEAK_OF_PRECISION[precision])

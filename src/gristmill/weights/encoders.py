@@ -24,6 +24,7 @@ from .families.effective import differences, effective
 from .families.settings import Settings
 from .hf import cast
 from .hf_config import CONFIG, dtype_name, read_settings
+from .json_files import read_object
 from .layout import as_type, split_rows, stored_shapes
 from .load import load_model
 from .locate import locate_model
@@ -67,6 +68,27 @@ def load_encoder(
     with torch.device("meta"):
         model = Encoder(config)
     return _fill(model, table, files, dtype, device)
+
+
+def read_encoder_config(path: Path) -> EncoderConfig | EncoderDecoderConfig:
+    """The shape that the `config.json` of a BERT or a T5 describes. What only weights tell (a pooler, a head of its
+    own) is read from those beside it, and without them taken as transformers builds it. GristmillError names the key
+    that is not understood."""
+    settings = read_object(path, f"{path} does not exist")
+    where = Settings(settings, path)
+    try:
+        files = TensorFiles(path.parent)
+    except GristmillError:
+        files = None
+    if settings.get("model_type") == "t5":
+        tied = where.flag("tie_word_embeddings", True) if files is None else _has_tied_head(where, files)
+        return _validated(EncoderDecoderConfig, t5.read_t5(where, tied), t5.KEYS, path)
+    named = where.filled("architectures", ["BertModel"])
+
+    def has_tensor(name: str) -> bool:
+        return name in files.names() if files is not None else named != ["BertForMaskedLM"]
+
+    return _validated(EncoderConfig, bert.read_bert(where, has_tensor), bert.KEYS, path)
 
 
 def save_encoder(

@@ -13,9 +13,9 @@ from ..errors import GristmillError
 from ..model.config import ModelConfig
 from .families import Family
 from .families import write_config as family_settings
+from .json_files import CONFIG as CONFIG
 from .json_files import read_object, short
 
-CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 TokenIds = int | list[int]  # of one special token, or of several that do the same
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -12,6 +12,8 @@ from ..errors import GristmillError
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 
+CONFIG = "config.json"  # of a model directory
+
 
 def short(value: Any) -> str:
     """A value for a message, however long and deep it is."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..artifact import MANIFEST, read_manifest
 from ..errors import GristmillError
-from .hf_config import CONFIG
+from .json_files import CONFIG
 
 ALIGNED_LAST = ("dpo", "sft", "base")
 

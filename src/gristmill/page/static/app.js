@@ -3,6 +3,7 @@
 import { h, throttle } from "./dom.js";
 import { duration } from "./format.js";
 import { Live } from "./live.js";
+import { Planner } from "./planner.js";
 import { Rail } from "./rail.js";
 import { Sections } from "./sections.js";
 
@@ -22,6 +23,7 @@ class Page {
     this.panels = new Map(); // key -> Sections
     this.context = { server: snapshot.server, paused: () => this.live?.paused ?? false };
     this.rail = new Rail(document.getElementById("rail"), snapshot.blocks, isRunning(snapshot), (key, open) => this.toggle(key, open));
+    this.planner = new Planner(document.getElementById("planner"), () => this.#writeHash());
     this.refreshRun = throttle(() => this.#readRun(), RUN_MS);
     this.refreshPanels = throttle(() => this.#readPanels(), PANEL_MS);
     this.show(snapshot);
@@ -61,9 +63,14 @@ class Page {
   async toggle(key, open) {
     const row = this.rail.rows.get(key);
     row.open = open;
-    const keys = [...this.rail.rows.values()].filter((r) => r.open).map((r) => r.key);
-    history.replaceState(null, "", keys.length ? `#${keys.join(",")}` : location.pathname);
+    this.#writeHash();
     if (open) await this.#readPanel(key);
+  }
+
+  #writeHash() {
+    const parts = [...this.rail.rows.values()].filter((row) => row.open).map((row) => row.key);
+    if (this.planner.address) parts.push(this.planner.address);
+    history.replaceState(null, "", parts.length ? `#${parts.join(",")}` : location.pathname);
   }
 
   #event(event) {
@@ -101,8 +108,11 @@ class Page {
   }
 
   async #openFromHash() {
-    const wanted = new Set(location.hash.slice(1).split(","));
-    await Promise.all([...this.rail.rows.values()].filter((row) => wanted.has(row.key) && !row.open).map((row) => this.toggle(row.key, true)));
+    const hash = location.hash.slice(1);
+    const at = hash.search(/(?<=^|,)plan\//); // what follows is the planner's, commas and all
+    const wanted = new Set((at < 0 ? hash : hash.slice(0, at)).split(","));
+    const rows = [...this.rail.rows.values()].filter((row) => wanted.has(row.key) && !row.open);
+    await Promise.all([...rows.map((row) => this.toggle(row.key, true)), at < 0 ? null : this.planner.openAddress(hash.slice(at))]);
   }
 
   #pause() {

@@ -1,7 +1,8 @@
 // A line chart in SVG, with its numbers as a table beside it. Redrawn as points arrive; at most a few times a second.
 
 import { h, svg, throttle } from "./dom.js";
-import { compact, format, number } from "./format.js";
+import { compact, format, number, prefixed, quantity } from "./format.js";
+import { extent, logScale, logTicks, niceTicks, scale } from "./scales.js";
 
 const HEIGHTS = { wide: 220, half: 200, third: 140 };
 const MARGIN = { left: 56, right: 22, top: 10, bottom: 30 };
@@ -9,10 +10,14 @@ const REDRAW_MS = 250;
 const DOTS_BELOW = 40;
 const TABLE_ROWS = 200;
 const RINGS = 20;
+const COLOURS = 6;
+const BAR_ROOM = 24; // pixels on both sides of the first and the last bars
 
 /**
  * `spec`: { title, unit, x, series: [{ key, label }], size, log, mark: { key, label }, format } as page/sections.py says.
  * `rows` are objects with `step` and a value for each key, in the order of the steps; a row may lack a key.
+ * The planner's plots (plots.js) also give `xUnit` and `yUnit` (SI, in place of `format`), `logX`, and a `kind` for each
+ * series: line, points or bars; their `step` is any x.
  */
 export class Chart {
   constructor(spec) {
@@ -39,7 +44,7 @@ export class Chart {
       ),
     );
     this.marked = spec.mark ? h("span", { class: "key ring", hidden: true }, spec.mark.label) : null;
-    const keys = spec.series.length > 1 ? spec.series.map((s, i) => h("span", { class: `key series-${i}` }, s.label)) : [];
+    const keys = spec.series.length > 1 ? spec.series.map((s, i) => h("span", { class: `key ${s.kind ?? "line"} ${colour(i)}` }, s.label)) : [];
     const legend = h("p", { class: "legend" }, keys, this.marked);
     const unit = spec.unit ? h("span", { class: "unit" }, spec.unit) : null;
     this.node = h("figure", { class: `chart ${spec.size ?? "half"}` }, h("figcaption", {}, h("b", {}, spec.title), " ", unit), legend, this.plot, this.readout, this.details);
@@ -61,8 +66,9 @@ export class Chart {
   }
 
   #points(key) {
-    const drawn = (value) => Number.isFinite(value) && (!this.spec.log || value > 0);
-    return this.rows.filter((row) => drawn(row[key])).map((row) => [row.step, row[key]]);
+    const drawn = (value, log) => Number.isFinite(value) && (!log || value > 0);
+    const shown = this.rows.filter((row) => drawn(row[key], this.spec.log) && drawn(row.step, this.spec.logX));
+    return shown.map((row) => [row.step, row[key]]);
   }
 
   #draw() {
@@ -73,11 +79,13 @@ export class Chart {
       this.plot.replaceChildren(h("p", { class: "empty" }, "No measurement yet."));
       return;
     }
+    const bars = this.spec.series.filter((s) => s.kind === "bars").length;
     const xs = extent(all.map((p) => p[0]));
-    const values = extent(all.map((p) => p[1]));
+    const values = extent([...all.map((p) => p[1]), ...(bars && !this.spec.log ? [0] : [])]);
     const ticks = this.spec.log ? logTicks(...values) : niceTicks(...values, this.height < 180 ? 3 : 4);
     const bottom = this.height - MARGIN.bottom;
-    this.x = scale(xs, [MARGIN.left, width - MARGIN.right]);
+    const room = bars ? BAR_ROOM : 0;
+    this.x = (this.spec.logX ? logScale : scale)(xs, [MARGIN.left + room, width - MARGIN.right - room]);
     const y = (this.spec.log ? logScale : scale)([ticks[0], ticks.at(-1)], [bottom, MARGIN.top]);
     const picture = svg("svg", {
       viewBox: `0 0 ${width} ${this.height}`, role: "img", tabindex: "0", "aria-label": this.#summary(lines),
@@ -94,10 +102,16 @@ export class Chart {
         svg("text", { x: MARGIN.left - 8, y: y(tick) + 4, class: "tick end" }, this.#short(tick)),
       );
     }
-    for (const tick of niceTicks(...xs, Math.min(6, Math.floor(width / 90))).filter((t) => t >= xs[0] && t <= xs[1])) {
-      picture.append(svg("text", { x: this.x(tick), y: this.height - 10, class: "tick middle" }, compact(tick)));
+    for (const tick of this.#xTicks(xs, width)) {
+      picture.append(svg("text", { x: this.x(tick), y: this.height - 10, class: "tick middle" }, this.#isPlot() ? prefixed(tick) : compact(tick)));
     }
-    lines.forEach((points, i) => picture.append(...drawLine(points, i, this.x, y)));
+    let bar = 0;
+    lines.forEach((points, i) => {
+      const { kind } = this.spec.series[i];
+      if (kind === "bars") picture.append(...drawBars(points, colour(i), this.x, y, bottom, bar++, bars));
+      else if (kind === "points") picture.append(...points.map(([px, py]) => svg("circle", { cx: this.x(px), cy: y(py), r: 4.5, class: `point ${colour(i)}` })));
+      else picture.append(...drawLine(points, colour(i), this.x, y));
+    });
     picture.append(...this.#marks(lines, y));
     this.rule = svg("line", { y1: MARGIN.top, y2: bottom, class: "cursor", visibility: "hidden" });
     picture.append(this.rule);
@@ -124,12 +138,27 @@ export class Chart {
     return rings.map(([step, value]) => svg("circle", { cx: this.x(step), cy: y(value), r: 5, class: "mark-ring" }));
   }
 
+  #isPlot() {
+    return this.spec.xUnit !== undefined;
+  }
+
+  #xTicks(xs, width) {
+    const ticks = this.spec.logX && xs[0] < xs[1] ? logTicks(...xs) : niceTicks(...xs, Math.min(6, Math.floor(width / 90)));
+    return ticks.filter((tick) => tick >= xs[0] && tick <= xs[1]);
+  }
+
+  #sayX(value) {
+    return this.#isPlot() ? quantity(value, this.spec.xUnit) : format(value, "count");
+  }
+
   #say(value) {
+    if (this.#isPlot()) return quantity(value, this.spec.yUnit);
     return this.spec.format ? format(value, this.spec.format) : number(value);
   }
 
   /** For the axis, where room is short. */
   #short(value) {
+    if (this.#isPlot()) return this.spec.yUnit === "1" ? `${number(100 * value)} %` : prefixed(value);
     if (this.spec.format === "percent") return `${number(100 * value)} %`;
     return this.spec.format ? this.#say(value) : compact(value);
   }
@@ -138,7 +167,7 @@ export class Chart {
     const parts = this.spec.series.map((s, i) => {
       const points = lines[i];
       if (!points.length) return `${s.label}: none yet`;
-      return `${s.label}: ${this.#say(points[0][1])} at ${this.spec.x} ${points[0][0]}, ${this.#say(points.at(-1)[1])} at ${this.spec.x} ${points.at(-1)[0]}`;
+      return `${s.label}: ${this.#say(points[0][1])} at ${this.spec.x} ${this.#sayX(points[0][0])}, ${this.#say(points.at(-1)[1])} at ${this.spec.x} ${this.#sayX(points.at(-1)[0])}`;
     });
     return `${this.spec.title}. ${parts.join("; ")}.`;
   }
@@ -172,11 +201,16 @@ export class Chart {
     }
     const last = row ?? this.#latest();
     const values = this.spec.series.filter((s) => Number.isFinite(last[s.key])).map((s) => `${s.label} ${this.#say(last[s.key])}`);
-    this.readout.textContent = `${this.spec.x} ${format(last.step, "count")}: ${values.join(", ")}`;
+    this.readout.textContent = `${this.spec.x} ${this.#sayX(last.step)}: ${values.join(", ")}`;
   }
 
-  /** The last values, at the newest step that has any: the rows after it tell of other charts. */
+  /** The last values, at the newest step that has any: the rows after it tell of other charts. A plot of the planner
+   * rests at its single point, which is what was asked. */
   #latest() {
+    if (this.#isPlot()) {
+      const asked = this.spec.series.find((s) => s.kind === "points" && this.#points(s.key).length === 1);
+      return (asked && this.rows.find((row) => Number.isFinite(row[asked.key]))) ?? this.rows.at(-1);
+    }
     const latest = { step: 0 };
     for (const { key } of this.spec.series) {
       const [step, value] = this.#points(key).at(-1) ?? [0];
@@ -192,59 +226,29 @@ export class Chart {
     const every = Math.ceil(rows.length / TABLE_ROWS);
     const shown = rows.filter((_, i) => i % every === 0 || i === rows.length - 1);
     const cells = (row) => this.spec.series.map((s) => h("td", { class: "num" }, Number.isFinite(row[s.key]) ? this.#say(row[s.key]) : ""));
-    this.table.replaceChildren(...shown.map((row) => h("tr", {}, h("th", { scope: "row", class: "num" }, String(row.step)), cells(row))));
+    this.table.replaceChildren(...shown.map((row) => h("tr", {}, h("th", { scope: "row", class: "num" }, this.#sayX(row.step)), cells(row))));
   }
 }
 
-function drawLine(points, index, x, y) {
+/** The seventh and later lines have the first ones' colours, and are dashed. */
+function colour(index) {
+  return `series-${index % COLOURS}${index < COLOURS ? "" : " again"}`;
+}
+
+function drawBars(points, paint, x, y, bottom, place, count) {
+  const gaps = points.slice(1).map(([px], i) => x(px) - x(points[i][0]));
+  const width = Math.max(1, (0.8 * Math.min(2 * BAR_ROOM, ...gaps)) / count);
+  return points.map(([px, py]) => {
+    const top = y(py);
+    return svg("rect", { x: x(px) + width * (place - count / 2), y: top, width, height: Math.max(0, bottom - top), class: `column ${paint}` });
+  });
+}
+
+function drawLine(points, paint, x, y) {
   const d = points.map(([px, py], i) => `${i ? "L" : "M"}${x(px).toFixed(1)} ${y(py).toFixed(1)}`).join("");
-  const drawn = [svg("path", { d, class: `line series-${index}` })];
+  const drawn = [svg("path", { d, class: `line ${paint}` })];
   if (points.length < DOTS_BELOW) {
-    drawn.push(...points.map(([px, py]) => svg("circle", { cx: x(px), cy: y(py), r: 2.5, class: `dot series-${index}` })));
+    drawn.push(...points.map(([px, py]) => svg("circle", { cx: x(px), cy: y(py), r: 2.5, class: `dot ${paint}` })));
   }
   return drawn;
-}
-
-function extent(values) {
-  return [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
-}
-
-function scale([low, high], [from, to]) {
-  const span = high - low || 1;
-  return (value) => from + ((value - low) / span) * (to - from);
-}
-
-function logScale([low, high], to) {
-  const linear = scale([Math.log10(low), Math.log10(high)], to);
-  return (value) => linear(Math.log10(value));
-}
-
-/** Round numbers (1, 2 or 5 times a power of ten) that enclose low and high, both above 0; powers alone where those
- * would be many. */
-function logTicks(low, high) {
-  const [first, last] = [Math.floor(Math.log10(low)), Math.floor(Math.log10(high)) + 1];
-  const round = (value) => Number(value.toPrecision(3));
-  const all = [];
-  for (let power = first; power <= last; power += 1) all.push(...[1, 2, 5].map((m) => round(m * 10 ** power)));
-  const from = all.findLastIndex((tick) => tick <= low);
-  const ticks = all.slice(from, all.findIndex((tick, i) => tick >= high && i > from) + 1);
-  if (ticks.length <= 6) return ticks;
-  const step = Math.ceil((last - first) / 5);
-  const powers = [];
-  for (let power = first; power < last + step; power += step) powers.push(round(10 ** power));
-  return powers;
-}
-
-/** About `count` round numbers that enclose low and high: steps of 1, 2 or 5 times a power of ten. */
-export function niceTicks(low, high, count) {
-  if (low === high) {
-    const half = Math.abs(low) / 2 || 0.5;
-    [low, high] = [low - half, high + half];
-  }
-  const rough = (high - low) / Math.max(1, count);
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
-  const ticks = [];
-  for (let i = Math.floor(low / step); i <= Math.ceil(high / step); i += 1) ticks.push(Number((i * step).toPrecision(12)));
-  return ticks;
 }

@@ -12,6 +12,11 @@ export function svg(tag, attributes = {}, ...children) {
   return build(document.createElementNS(SVG, tag), attributes, children);
 }
 
+/** Text in which `this` becomes code. */
+export function marked(text) {
+  return text.split("`").map((part, i) => (i % 2 ? h("code", {}, part) : part));
+}
+
 function build(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "on") {

@@ -56,3 +56,29 @@ export function duration(seconds) {
   if (hours) return `${hours} h ${minutes} min`;
   return minutes ? `${minutes} min ${rest} s` : `${rest} s`;
 }
+
+const PREFIXES = [[1e24, "Y"], [1e21, "Z"], [1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+const BINARY = [[2 ** 40, "TiB"], [2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]];
+const TIMES = [[86_400, "days"], [3600, "hours"], [60, "minutes"], [1, "s"]];
+
+/** A number with a prefix in place of its zeros: for the axes of the planner's plots, whose captions say the unit. */
+export function prefixed(value) {
+  const found = PREFIXES.find(([size]) => Math.abs(value) >= size);
+  return found ? `${number(value / found[0])} ${found[1]}` : number(value);
+}
+
+/** A value in one of the planner's SI units; bytes in powers of ten and of two, as plan/quantity.py writes them. */
+export function quantity(value, unit) {
+  if (unit === "1") return `${number(100 * value)} %`;
+  if (unit === "s") {
+    const [size, word] = TIMES.find(([seconds]) => value >= seconds) ?? [0.001, "ms"];
+    return `${number(value / size)} ${word}`;
+  }
+  if (unit.startsWith("byte")) {
+    const per = unit.slice(4);
+    const [size, word] = BINARY.find(([bytes]) => value >= bytes) ?? [1, "B"];
+    return `${prefixed(value)}${value < 1000 ? " " : ""}B${per} = ${number(value / size)} ${word}${per}`;
+  }
+  if (unit.startsWith("FLOP")) return `${prefixed(value)}${value < 1000 ? " " : ""}${unit}`;
+  return unit ? `${number(value)} ${unit}` : number(value);
+}

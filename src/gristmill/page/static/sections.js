@@ -8,15 +8,19 @@ import { format, formatRange } from "./format.js";
 import { histograms } from "./histogram.js";
 import { judgement } from "./judgement.js";
 import { playSection } from "./play.js";
+import { plotsSection } from "./plots.js";
+import { quantitiesSection } from "./quantities.js";
 
 const BUILDERS = {
   figures, table, intervals, documents, histograms, judgement, pairs, charts, image, empty, lines,
   play: playSection,
   chat: chatSection,
+  plots: (section) => plotsSection(section),
+  quantities: quantitiesSection,
 };
 
 // These take the panel's whole width; the others stand side by side where there is room.
-const WIDE = new Set(["documents", "histograms", "judgement", "pairs", "charts", "image", "lines", "play", "chat"]);
+const WIDE = new Set(["documents", "histograms", "judgement", "pairs", "charts", "image", "lines", "play", "chat", "plots"]);
 
 const TALL_ROWS = 16; // a longer table scrolls in a frame of its own
 
@@ -37,6 +41,10 @@ export class Sections {
         next.set(section.id, old);
       } else if (old && old.charts && section.kind === "charts" && old.section.note === section.note) {
         next.set(section.id, { ...old, json, section, charts: growCharts(old, section) });
+      } else if (old && old.plots && section.kind === "plots") {
+        const { content, plots } = plotsSection(section, old.plots);
+        old.node.querySelector(".charts").replaceChildren(...content.children);
+        next.set(section.id, { ...old, json, section, plots });
       } else {
         next.set(section.id, { json, section, ...this.#build(section) });
       }
@@ -61,13 +69,13 @@ export class Sections {
     const content = body.content ?? body;
     const node = h(
       "section",
-      { class: `section kind-${section.kind}${WIDE.has(section.kind) || section.wide ? " wide" : ""}`, "data-id": section.id },
-      h("h3", {}, section.title),
+      { class: `section kind-${section.kind}${WIDE.has(section.kind) || section.wide ? " wide" : ""}${section.folded ? " folded" : ""}`, "data-id": section.id },
+      section.folded ? null : h("h3", {}, section.title),
       content,
       section.note ? h("p", { class: "note" }, section.note) : null,
     );
     if (charts) charts.forEach((chart) => chart.setRows(section.rows));
-    return { node, charts };
+    return { node, charts, plots: body.plots ?? null };
   }
 }
 
@@ -175,7 +183,7 @@ function image(section) {
 }
 
 function lines(section) {
-  return h("ul", { class: "lines" }, section.items.map((item) => h("li", {}, item)));
+  return h("ul", { class: section.sentences ? "said-lines" : "lines" }, section.items.map((item) => h("li", {}, item)));
 }
 
 function empty(section) {

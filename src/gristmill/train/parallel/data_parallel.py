@@ -15,6 +15,7 @@ FSDP2 and its tensors are loaded where they are used: one process should not wai
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -103,9 +104,11 @@ def parallelize(
     group = mesh.get_group("dp")
     # No static graph: which parameters have a gradient may change from step to step, with experts it does. Buffers are
     # not sent around: the one there is, the bias of experts, moves in every process by the load of all.
-    module = DistributedDataParallel(
-        objective, process_group=group, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.13, whose word for it 2.11 does not know
+        module = DistributedDataParallel(
+            objective, process_group=group, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     return Replicated(module, objective, group, group if kind == "zero1" else None)
 
 

@@ -6,9 +6,11 @@ torch is imported only where torchrun started several processes: every command a
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ...errors import GristmillError
 
@@ -84,6 +86,26 @@ def say_once(message: str, say: Callable[[str], None]) -> None:
         say(message)
     else:
         own.fail(message, say)
+
+
+def end_failed() -> NoReturn:
+    """End this process, which failed and has said so, with exit code 1. One of several ends at once: threads of gloo
+    may still hold tensors of sums that were under way, and one that lets go of its tensor while Python is taken down
+    ends the process with SIGABRT."""
+    if _one_of_several():
+        dismiss_others()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(1)
+    sys.exit(1)
+
+
+def _one_of_several() -> bool:
+    try:
+        return launched() is not None
+    except GristmillError:  # which has been said
+        return False
 
 
 def _team() -> Team | None:

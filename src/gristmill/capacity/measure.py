@@ -1,0 +1,192 @@
+"""What steps of the engine take on this machine: samples for `plan.step_time.fit`, which models a device by them.
+
+The engine is driven as it is, with made-up ids; each step's load is added up as the simulator does it, and its time is
+that from the end of the step before, or from its own launch where nothing was under way.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from ..plan.ceilings import EngineFit
+from ..plan.step_time import Load
+from .replica import load_of
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from ..engine.scheduler import Step
+    from ..model.config import ModelConfig
+    from ..plan.device import Device
+    from ..plan.step_time import Efficiency
+
+Sample = tuple[Load, float]
+OUTPUT = 12  # tokens of the replies that decoding is measured by
+WARM_UP = 2  # tokens of the first reply, which is thrown away
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`count` requests at once with prompts of about `prompt` tokens and replies of about `output` (from half of it to
+    half as much again, where there are several: an engine is quickest with equal ones). `more` others follow, one
+    whenever one ends, so that prompts are read in between the others' replies."""
+
+    count: int
+    prompt: int
+    output: int = 1
+    more: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """How much there is to compute."""
+        return (self.count + self.more) * (self.prompt + self.output)
+
+
+def shapes(longest: int, most_sequences: int, cache_tokens: int) -> list[Shape]:
+    """Shapes that span what an engine of these limits may meet, the quickest first: prompts alone, short to long;
+    replies and prompts together, few to many, short to long."""
+    found = []
+    length = 16
+    while length < longest:
+        found.append(Shape(1, length))
+        length *= 4
+    found.append(Shape(1, longest - 1))
+    for prompt in sorted({16, longest // 16, longest // 4, longest // 2}):
+        count = 1
+        while count <= most_sequences and 1.5 * count * (prompt + OUTPUT) <= cache_tokens:
+            if prompt and 1.5 * (prompt + OUTPUT) < longest:
+                found.append(Shape(count, prompt, OUTPUT, more=count))
+            count *= 2
+    return sorted(found, key=lambda shape: shape.tokens)
+
+
+def measured_steps(
+    engine: Engine, seconds: float = 60.0, clock: Callable[[], float] = perf_counter, say: Callable[[str], None] = print
+) -> list[Sample]:
+    """Samples of an idle engine, shape by shape until `seconds` are over. On a GPU each is served twice, and the first
+    time, which compiles kernels and records graphs, does not count. `clock` counts seconds; that of the processor's
+    time fits an engine of one thread on a machine that others use too."""
+    config = engine.config
+    planned = shapes(config.max_model_len, config.max_num_seqs, config.num_blocks * config.block_size)
+    rounds = 2 if engine.runner.device.type == "cuda" else 1
+    draw = random.Random(0)
+    timed(engine, Shape(1, 16, WARM_UP), draw)
+    samples: list[Sample] = []
+    began = perf_counter()
+    for number, shape in enumerate(planned):
+        if perf_counter() - began > seconds:
+            say(f"{seconds:.0f} s are over: the largest {len(planned) - number} of {len(planned)} shapes are left out")
+            break
+        for turn in range(rounds):
+            found = timed(engine, shape, draw, clock)
+            if turn == rounds - 1:
+                samples += found
+    return samples
+
+
+def timed(engine: Engine, shape: Shape, draw: random.Random, clock: Callable[[], float] = perf_counter) -> list[Sample]:
+    """Every step that serving this shape takes."""
+    from ..engine.sampling import SamplingParams
+
+    def about(length: int) -> int:
+        alone = shape.count + shape.more == 1
+        return length if alone else draw.randint(max(length // 2, 1), length + length // 2)
+
+    def add() -> None:
+        params = SamplingParams(max_tokens=about(shape.output), ignore_eos=True, temperature=0)
+        engine.add_request([draw.randrange(engine.vocab_size) for _ in range(about(shape.prompt))], params)
+
+    with noted(engine, clock) as steps:
+        for _ in range(shape.count):
+            add()
+        more = shape.more
+        while engine.has_work:
+            ended = sum(output.finish_reason is not None for output in engine.step())
+            steps.read()
+            for _ in range(min(ended, more)):
+                add()
+            more -= min(ended, more)
+    return steps.samples
+
+
+class Steps:
+    """The steps of an engine as they are launched and read."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self.samples: list[Sample] = []
+        self._clock = clock
+        self._launched: deque[tuple[Load, float]] = deque()
+        self._ended = -1.0
+
+    def launched(self, step: Step, began: float) -> None:
+        self._launched.append((load_of(step), began))
+
+    def read(self) -> None:
+        """The engine has read its oldest step."""
+        now = self._clock()
+        if self._launched:
+            load, began = self._launched.popleft()
+            self.samples.append((load, now - max(began, self._ended)))
+        self._ended = now
+
+
+@contextmanager
+def noted(engine: Engine, clock: Callable[[], float]) -> Iterator[Steps]:
+    """Note what the engine's scheduler plans, as long as this lasts."""
+    steps, scheduler = Steps(clock), engine.scheduler
+    schedule = scheduler.schedule
+
+    def noting() -> Step | None:
+        began = clock()
+        step = schedule()
+        if step is not None:
+            steps.launched(step, began)
+        return step
+
+    scheduler.schedule = noting  # type: ignore[method-assign]
+    try:
+        yield steps
+    finally:
+        del scheduler.schedule  # the class's own again
+
+
+def engine_fit(
+    samples: Sequence[Sample], config: ModelConfig, on: Device, model_name: str, dtype: str, bits: float
+) -> EngineFit:
+    """What the engine reaches of a device's ceilings, fitted to all samples; its error is that of a fit to every other
+    one, on those that it has not seen. `bits`: of a weight, and of a number of the cache."""
+    from ..plan.step_time import StepModel, fit
+
+    def model(efficiency: Efficiency) -> StepModel:
+        return StepModel(config, on, weight_bits=bits, kv_bits=bits, head_bits=bits, efficiency=efficiency)
+
+    def fitted(some: Sequence[Sample]) -> Efficiency:
+        # A fit stands in the middle of the steps; a reply waits for all of them, the slow ones too.
+        found = fit(some, config, on, weight_bits=bits, kv_bits=bits, head_bits=bits)
+        seconds = model(found).seconds
+        return slowed(found, sum(taken for _, taken in some) / sum(seconds(load) for load, _ in some))
+
+    error = median_error(samples[1::2], model(fitted(samples[::2])).seconds)
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return EngineFit(model_name, dtype, asdict(fitted(samples)), error, len(samples), date)
+
+
+def slowed(efficiency: Efficiency, factor: float) -> Efficiency:
+    """An engine whose every step takes `factor` times as long."""
+    values = {
+        name: value * factor if name.endswith("_seconds") else value / factor
+        for name, value in asdict(efficiency).items()
+    }
+    return type(efficiency)(**values | {"overlap": efficiency.overlap})
+
+
+def median_error(samples: Sequence[Sample], seconds: Callable[[Load], float]) -> float:
+    """The median of |predicted / measured - 1|."""
+    errors = sorted(abs(seconds(load) / taken - 1) for load, taken in samples)
+    return errors[len(errors) // 2]

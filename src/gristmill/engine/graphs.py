@@ -1,0 +1,143 @@
+"""Decoding steps as CUDA graphs: some 200 kernels that the host starts with one call.
+
+A small model's step takes a fraction of a millisecond, and starting its kernels one by one takes the host ten times as
+long. Between two decoding steps nothing changes but what lies in tables on the device, so a step is recorded once for
+each number of rows, rounded up (`bucket`), and each kind of drawing (`Asked`), on its first use, and then replayed.
+Rows that fill up a bucket are the idle slot's, which reads and writes nothing that counts.
+
+The recorded step holds the addresses of weights, cache and tables. Changing what lies there is right; weights in other
+tensors than before are noticed when the batch changes, or `look_again` is called, and recorded anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.config import ModelShape
+from .sampler import Asked, Drawn
+from .sending import on_its_way
+
+Decode = Callable[[Tensor, Asked], Drawn]  # (slots_B, asked) -> what was drawn; all of it on the device
+# Decode, its slots and what is asked -> what it drew, and a function that draws anew into the same tensors.
+Capture = Callable[[Decode, Tensor, Asked], tuple[Drawn, Callable[[], None]]]
+
+
+class NotRecorded(Exception):
+    """A step could not be recorded: there was no memory for it, or the model does something that cannot be."""
+
+
+@dataclass
+class _Graph:
+    slots_B: Tensor
+    drawn: Drawn
+    replay: Callable[[], None]
+    slots: list[int]  # what `slots_B` holds, without the rows that fill it up
+
+
+def unrecorded(config: ModelShape) -> str | None:
+    """Why the steps of a model of this shape cannot be recorded; None where they can."""
+    if config.experts is not None:
+        return "a mixture of experts may ask the host how many tokens each expert has"
+    if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
+        return "rope_scaling dynamic turns keys by lengths that the host sends"
+    return None
+
+
+class DecodeGraphs:
+    """Replays `decode` for batches of up to `most_rows` rows. `idle_slot` is the row of the tables that pads them;
+    `model` is the one whose weights `decode` reads."""
+
+    def __init__(
+        self,
+        decode: Decode,
+        most_rows: int,
+        idle_slot: int,
+        capture: Capture | None = None,
+        model: nn.Module | None = None,
+    ):
+        self.decode, self.most_rows, self.idle_slot = decode, most_rows, idle_slot
+        self._capture: Capture = capture or _CudaCapture()
+        self._graphs: dict[tuple[int, Asked], _Graph] = {}
+        self._slots: list[int] = []  # of the last batch
+        held = [] if model is None else list(model.modules())
+        # Where weights are kept: the dictionaries stay, what they hold may be replaced.
+        self._kept = [kept for module in held for kept in (module._parameters, module._buffers) if kept]
+        self._addresses = self._where()
+
+    def run(self, slots: Sequence[int], asked: Asked, device: torch.device) -> Drawn:
+        """One step for these slots; the tokens are in tensors that the next step of this kind writes again. Where it
+        is new and cannot be recorded, NotRecorded is raised and nothing has changed."""
+        if slots != self._slots:
+            self._slots = list(slots)
+            if self._addresses != (addresses := self._where()):
+                self._graphs.clear()
+                self._addresses = addresses
+        rows = bucket(len(slots), self.most_rows)
+        graph = self._graphs.get((rows, asked))
+        if graph is None:
+            slots_B = torch.full((rows,), self.idle_slot, dtype=torch.int32, device=device)
+            try:
+                graph = _Graph(slots_B, *self._capture(self.decode, slots_B, asked), [])
+            except Exception as error:
+                raise NotRecorded(f"a step of {rows} rows: {error}") from error
+            self._graphs[rows, asked] = graph
+        if graph.slots != slots:
+            graph.slots = list(slots)
+            padded = graph.slots + [self.idle_slot] * (rows - len(slots))
+            graph.slots_B.copy_(on_its_way(padded, torch.int32, device), non_blocking=True)
+        graph.replay()
+        return _first(graph.drawn, len(slots))
+
+    def look_again(self) -> None:
+        """At the next step it is asked where the weights are, be the batch another or not."""
+        self._slots = []
+
+    def _where(self) -> list[int]:
+        return [weight.data_ptr() for kept in self._kept for weight in kept.values() if weight is not None]
+
+
+def bucket(rows: int, most: int) -> int:
+    """The rows that a step of `rows` is recorded with: a power of two up to 8, a multiple of 8 up to 64, of 16 up to
+    128, then of 32."""
+    for size in (1, 2, 4, 8):
+        if rows <= size:
+            return min(size, most)
+    step = 8 if rows <= 64 else 16 if rows <= 128 else 32
+    return min(-(-rows // step) * step, most)
+
+
+def _first(drawn: Drawn, rows: int) -> Drawn:
+    parts = {
+        name: tensor[:rows]
+        for name in ("tokens_B", "finite_B", "slots_B", "logprob_B", "top_ids_BK", "top_values_BK")
+        if (tensor := getattr(drawn, name)) is not None
+    }
+    return replace(drawn, **parts)
+
+
+class _CudaCapture:
+    """Records on a stream of its own, after a run that compiles the kernels and finds what would wait for the device.
+    All graphs share one pool of memory: they run one after the other, and what one drew is copied before the next."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, decode: Decode, slots_B: Tensor, asked: Asked) -> tuple[Drawn, Callable[[], None]]:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                decode(slots_B, asked)
+        current.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on: a server's other model, batches being made.
+        with torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
+            drawn = decode(slots_B, asked)
+        return drawn, graph.replay

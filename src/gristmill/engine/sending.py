@@ -1,0 +1,26 @@
+"""Numbers on their way to the device, which the host does not wait for.
+
+A GPU fetches them from page-locked memory while the host goes on; torch keeps that memory until it has. A copy from
+ordinary memory is waited for: so is a number assigned to one element of a tensor (torch before 2.13), which `fill_`
+spares, as it goes along with the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def on_its_way(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A list as a tensor on the device."""
+    return sent(torch.tensor(values, dtype=dtype), device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A processor's tensor on the device."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

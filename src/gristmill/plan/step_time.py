@@ -1,0 +1,466 @@
+"""How long a device takes for one step of the engine: a roofline for each kind of work that a step consists of.
+
+A step reads every matrix once, whatever the number of its tokens (of experts those that a token was sent to), and the
+keys and values of the sequences that take part; it multiplies each new token with the matrices, and each pair of a
+token and a key in attention. Products take the longer of what arithmetic and memory need (Williams et al. 2009),
+because a GPU's kernel loads the next tile while it multiplies this one; one core of a processor, measured, does the one
+after the other, so that they add up. `overlap` says which: 1 is the longer one, 0 the sum. Kinds of work follow each
+other, so their seconds add up:
+
+  products   FLOPs / (peak * compute) with weights / (bandwidth * memory), of the blocks' matrices and of the head
+  attention  FLOPs / (peak * attention_compute) with keys and values / (bandwidth * attention_memory)
+  elements   norms, rotations, gates, sums and logits, which multiply no matrices: bytes / (bandwidth * elements)
+  starting   step_seconds + layers * layer_seconds + sequences * sequence_seconds
+  sending    two all-reduces a layer between tensor-parallel devices, all-to-alls between expert-parallel ones
+
+Steps in which every sequence decodes are recorded and replayed (engine/graphs.py). In others the host starts kernel by
+kernel, and the device waits where that takes longer: the whole is at least step_seconds + layers * eager_layer_seconds.
+
+Weights that are stored in fewer bits are multiplied in 16: their bytes shrink, their FLOPs do not.
+Symbols as in plan/parameters.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from ..errors import GristmillError
+from ..model.config import ModelConfig
+from .device import Device
+from .flops import pair_flops
+from .kv_cache import kv_cache_bytes
+from .layouts import Layout
+from .parameters import head_params, matrix_params
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LOGIT_BYTES = 16  # of each logit: made and read in 16 bits, written and read in float32 to draw by
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one step of the engine computes, summed over its sequences."""
+
+    tokens: int  # new tokens, which go through all matrices but the head
+    sequences: int  # sequences that take part
+    logits: int  # tokens behind which the head's logits are made
+    pairs: int  # pairs of a new token and a key that it sees, in a full layer
+    cached: int  # tokens whose keys and values a full layer reads from the cache
+
+    @staticmethod
+    def decode(sequences: int, context: float, new_tokens: int = 1) -> Load:
+        """`sequences` that each have `context` tokens behind them and compute `new_tokens`, one or one and guesses."""
+        keys = sequences * (context + (new_tokens + 1) / 2)
+        return Load(
+            tokens=sequences * new_tokens,
+            sequences=sequences,
+            logits=sequences * new_tokens,
+            pairs=round(keys * new_tokens),
+            cached=round(sequences * (context + new_tokens)),
+        )
+
+    @staticmethod
+    def prefill(tokens: int, cached: int = 0, sequences: int = 1, last: bool = True) -> Load:
+        """`sequences` prompts of which `tokens` each are computed behind `cached` that are there already; `last` where
+        a token is drawn behind them."""
+        pairs = tokens * cached + tokens * (tokens + 1) // 2
+        return Load(
+            tokens=sequences * tokens,
+            sequences=sequences,
+            logits=sequences * last,
+            pairs=sequences * pairs,
+            cached=sequences * (cached + tokens),
+        )
+
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            self.tokens + other.tokens,
+            self.sequences + other.sequences,
+            self.logits + other.logits,
+            self.pairs + other.pairs,
+            self.cached + other.cached,
+        )
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What share of its ceilings a device reaches in the engine, and what it takes besides. The shares' defaults are
+    those measured on an H100 SXM through torch (8192^3 products 695 of 989 TFLOP/s, copies 3,016 of 3,350 GB/s); of
+    attention's arithmetic what FlashAttention 2 publishes for the H100 (its README: about 350 TFLOP/s forward)."""
+
+    compute: float = 0.70  # of the peak, in products of matrices
+    memory: float = 0.90  # of the bandwidth, in reading weights
+    attention_compute: float = 0.35  # of the peak
+    attention_memory: float = 0.75  # of the bandwidth, in reading keys and values from blocks
+    elements: float = 0.75  # of the bandwidth, in what multiplies no matrices
+    link: float = 0.80  # of the bandwidth between devices
+    overlap: float = 1.0  # of arithmetic and memory within a kernel
+    step_seconds: float = 20e-6  # of the host for a step (measured: 20 us for one request)
+    layer_seconds: float = 25e-6  # of a layer, however small: measured 0.84 ms a replayed step of 30 layers, floor 0.09
+    eager_layer_seconds: float = 0.47e-3  # of the host to start a layer's kernels (measured: 14.2 ms for 30 layers)
+    sequence_seconds: float = 2.5e-6  # of the host for a sequence's token (measured: 640 us for 256)
+    message_seconds: float = 8e-6  # of an exchange between devices, however short (cited: llm-analysis, NVLink)
+
+    default: ClassVar[Efficiency]
+    ideal: ClassVar[Efficiency]  # the ceilings themselves, nothing lost: floors
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name.endswith("_seconds") or field.name == "overlap" else 1e-6
+            if not least <= value < math.inf:
+                raise GristmillError(f"efficiency: {field.name} must be above 0 and finite, not {value}")
+        if self.overlap > 1:
+            raise GristmillError(f"efficiency: overlap must be from 0 to 1, not {self.overlap}")
+
+
+def is_processor(device: Device) -> bool:
+    """Whether this is a CPU: this machine's own, which `plan calibrate` measured."""
+    return device.label == "measured" and device.devices_per_node == 1
+
+
+def usual_efficiency(device: Device) -> Efficiency:
+    """What to reckon with before steps were measured and fitted: the defaults above for a datasheet's ceilings; of
+    ceilings that were measured themselves (`plan calibrate`) products and reading weights reach all. A processor, one
+    thread: fitted to 378 steps of SmolLM2-135M in float32 (benchmarks/RESULTS.md)."""
+    if device.label == "cited":
+        return Efficiency.default
+    if is_processor(device):
+        return Efficiency(
+            compute=1.0, memory=0.63, attention_compute=0.75, attention_memory=0.2, elements=1.0, overlap=0.0,
+            layer_seconds=18e-6, eager_layer_seconds=0.0, sequence_seconds=10e-6,
+        )  # fmt: skip
+    return replace(
+        Efficiency.default,
+        compute=1.0,
+        memory=1.0,
+        attention_compute=0.5,
+        attention_memory=0.83,
+        elements=0.83,
+        link=1.0,
+    )
+
+
+Efficiency.default = Efficiency()
+Efficiency.ideal = Efficiency(1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step moves and multiplies on one device, and how often it is started."""
+
+    flops: float  # of the blocks' matrices
+    weight_bytes: float
+    head_flops: float
+    head_bytes: float
+    attention_flops: float
+    kv_bytes: float
+    element_bytes: float
+    sent_bytes: float
+    messages: int
+
+
+class StepModel:
+    """Seconds of steps of one model on one device, or on the `tensor` devices of a layout that share each layer.
+
+    `weight_bits` are those of the blocks' matrices, scales of groups included; embedding and head stay in `head_bits`
+    (16 where the others have fewer). `kv_bits` are those of keys and values, scales included. `precision` is the type
+    of the products: bf16, for 32-bit weights fp32. Pipeline stages follow each other within a step. `efficiency`
+    defaults to `usual_efficiency` of the device."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: Device,
+        layout: Layout = Layout(),
+        weight_bits: float = 16,
+        kv_bits: float = 16,
+        efficiency: Efficiency | None = None,
+        precision: str | None = None,
+        head_bits: float | None = None,
+    ):
+        layout.check(config)
+        for name, bits in (("weight_bits", weight_bits), ("kv_bits", kv_bits), ("head_bits", head_bits or 16)):
+            if not 0 < bits <= 64:
+                raise GristmillError(f"{name} must be above 0 and at most 64, not {bits}")
+        share = usual_efficiency(device) if efficiency is None else efficiency
+        self.config, self.device, self.layout, self.efficiency = config, device, layout, share
+        self.precision = precision or product_precision(device, weight_bits)
+        peak, bandwidth = device.peak(self.precision), device.memory_bandwidth
+        tensor = layout.tensor
+        # Per token, per weight read, per pair ... on one device.
+        head_bits = max(weight_bits, 16) if head_bits is None else head_bits
+        experts, each = config.experts, expert_params(config)
+        self._experts, self._top_k, self._expert_bytes, expert_flops = 0, 0, 0.0, 0.0
+        dense = matrix_params(config) - head_params(config)
+        if experts is not None:
+            spread = max(tensor, layout.expert)
+            self._experts, self._top_k = experts.num_experts, experts.top_k
+            self._pooled = max(layout.expert // tensor, 1)  # replicas whose tokens come to one device's experts
+            self._expert_bytes = each * weight_bits / 8 / spread
+            dense -= experts.top_k * each
+            expert_flops = 2 * experts.top_k * each * self._pooled / spread
+        else:
+            self._pooled = 1
+        self._flops = 2 * dense / tensor + expert_flops
+        self._weight_bytes = dense * weight_bits / 8 / tensor
+        self._head_flops, self._head_bytes = (
+            2 * head_params(config) / tensor,
+            head_params(config) * head_bits / 8 / tensor,
+        )
+        kinds = config.layer_kinds
+        self._full, self._sliding = kinds.count("full"), kinds.count("sliding")
+        self._window = (config.sliding_window or 0) + config.sink_tokens
+        self._pair_flops = pair_flops(config) / tensor
+        heads = config.cache_shape[0]
+        self._kv_bytes = kv_cache_bytes(config, 1, kv_bits / 8) / config.num_layers / min(tensor, heads)
+        operand = max(weight_bits, 16) / 8 if head_bits < 32 else 4
+        self._element_bytes = element_numbers(config, tensor) * operand
+        self._logit_bytes = config.vocab_size * LOGIT_BYTES / tensor
+        self._sent_bytes, self._messages = _sent(config, layout, operand)
+        link = device.link_bandwidth or device.host_link_bandwidth
+        if self._messages and link is None:
+            raise GristmillError(
+                f"{device.id} has no known link between devices: tensor, pipeline and expert must be 1"
+            )
+        # Seconds of each unit.
+        self._per_flop, self._per_byte = 1 / (peak * share.compute), 1 / (bandwidth * share.memory)
+        self._per_pair_flop = 1 / (peak * share.attention_compute)
+        self._per_kv_byte = 1 / (bandwidth * share.attention_memory)
+        self._per_element_byte = 1 / (bandwidth * share.elements)
+        self._per_sent_byte = 1 / (link * share.link) if link else 0.0
+        self._fixed = share.step_seconds + config.num_layers * share.layer_seconds
+        self._fixed += self._messages * share.message_seconds
+        self._eager = share.step_seconds + config.num_layers * share.eager_layer_seconds
+        self._recorded = is_recorded(config)
+        self._per_sequence, self._both = share.sequence_seconds, 1 - share.overlap
+        self._token_compute = self._flops * self._per_flop
+        self._token_extra = self._element_bytes * self._per_element_byte + self._sent_bytes * self._per_sent_byte
+        self._weight_seconds = self._weight_bytes * self._per_byte
+        self._expert_seconds = self._expert_bytes * self._per_byte
+        self._logit_compute = self._head_flops * self._per_flop
+        self._logit_extra = self._logit_bytes * self._per_element_byte
+        self._head_seconds = self._head_bytes * self._per_byte
+        self._pair_seconds = self._pair_flops * self._per_pair_flop
+        self._kv_seconds = self._kv_bytes * self._per_kv_byte
+
+    def seconds(self, load: Load) -> float:
+        """Of one step: the sum over kinds of work. The simulator asks this for each of its steps."""
+        tokens, sequences, logits = load.tokens, load.sequences, load.logits
+        total = self._fixed + sequences * self._per_sequence + tokens * self._token_extra
+        memory = self._weight_seconds
+        if self._experts:
+            memory += self._expert_seconds * distinct_experts(self._experts, self._top_k, tokens * self._pooled)
+        compute = tokens * self._token_compute
+        both = self._both
+        total += compute + both * memory if compute > memory else memory + both * compute
+        if logits:
+            compute, memory = logits * self._logit_compute, self._head_seconds
+            total += compute + both * memory if compute > memory else memory + both * compute
+            total += logits * self._logit_extra
+        pairs, keys = self._full * load.pairs, self._full * (load.cached + tokens)
+        if self._sliding:
+            pairs += self._sliding * min(load.pairs, tokens * self._window)
+            keys += self._sliding * (min(load.cached, sequences * self._window + tokens) + tokens)
+        compute, memory = pairs * self._pair_seconds, keys * self._kv_seconds
+        total += compute + both * memory if compute > memory else memory + both * compute
+        if total < self._eager and (tokens > sequences or not self._recorded):
+            return self._eager
+        return total
+
+    def work(self, load: Load) -> Work:
+        """What `seconds` takes time for, in FLOPs and bytes. In a sliding layer sequences are taken to be alike."""
+        touched = distinct_experts(self._experts, self._top_k, load.tokens * self._pooled) if self._experts else 0.0
+        pairs = self._full * load.pairs + self._sliding * min(load.pairs, load.tokens * self._window)
+        keys = self._full * (load.cached + load.tokens)  # read, and the new ones written
+        keys += self._sliding * (min(load.cached, load.sequences * self._window + load.tokens) + load.tokens)
+        return Work(
+            flops=load.tokens * self._flops,
+            weight_bytes=self._weight_bytes + touched * self._expert_bytes,
+            head_flops=load.logits * self._head_flops,
+            head_bytes=self._head_bytes if load.logits else 0.0,
+            attention_flops=pairs * self._pair_flops,
+            kv_bytes=keys * self._kv_bytes,
+            element_bytes=load.tokens * self._element_bytes + load.logits * self._logit_bytes,
+            sent_bytes=load.tokens * self._sent_bytes,
+            messages=self._messages,
+        )
+
+
+# The shares that a fit finds, and the most that each can be: nothing multiplies much faster than the device was seen to
+# (by another library, up to twice as fast on a CPU), nor reads weights faster; what is small comes from a cache.
+SHARES = {"compute": 2.5, "memory": 1.2, "attention_compute": 2.5, "attention_memory": 10.0, "elements": 100.0}
+SECONDS = ("layer_seconds", "sequence_seconds", "eager_layer_seconds")  # and what takes seconds
+FEWEST_SAMPLES = 12
+PRIOR = 1e-7  # weight of the figures that a fit starts from, against the samples: they say what those leave open
+
+
+def fit(
+    samples: Sequence[tuple[Load, float]],
+    config: ModelConfig,
+    device: Device,
+    weight_bits: float = 16,
+    kv_bits: float = 16,
+    precision: str | None = None,
+    start: Efficiency | None = None,
+    head_bits: float | None = None,
+) -> Efficiency:
+    """The efficiency with which measured steps, (load, seconds), are met best: least squares of relative errors, no
+    seconds negative and no share beyond what SHARES allows, once with arithmetic and memory overlapping, in turns with
+    the question which is the longer one in each sample, once with their sum; with waiting for the host, and without.
+    Steps that another process held up count little (Huber's weights at 1.5 median errors). What the samples do not show
+    stays as in `start`, the device's usual one. GristmillError for fewer than 12 samples, or seconds that are not above
+    0."""
+    if len(samples) < FEWEST_SAMPLES:
+        raise GristmillError(f"{len(samples)} steps are too few to fit a device's efficiency: measure {FEWEST_SAMPLES}")
+    if not all(0 < taken < math.inf for _, taken in samples):
+        raise GristmillError("seconds of measured steps must be above 0 and finite")
+
+    start = usual_efficiency(device) if start is None else start
+
+    def model(known: Efficiency) -> StepModel:
+        return StepModel(config, device, Layout(), weight_bits, kv_bits, known, precision, head_bits)
+
+    peak, bandwidth = device.peak(model(start).precision), device.memory_bandwidth
+    works = [model(start).work(load) for load, _ in samples]
+    layers, taken = config.num_layers, [seconds for _, seconds in samples]
+    eager = [load.tokens > load.sequences or not is_recorded(config) for load, _ in samples]
+    best, least = replace(start, eager_layer_seconds=0.0), math.inf
+    for starting in dict.fromkeys((0.0, start.eager_layer_seconds)):
+        first = known = replace(start, eager_layer_seconds=starting)
+        # From the sum to the longer one by steps: which one is longer is known better each time.
+        for overlap in (0.0, 0.5, 0.9, 1.0):
+            first, known = replace(first, overlap=overlap), replace(known, overlap=overlap)
+            seen: set[Efficiency] = set()
+            while known not in seen and len(seen) < 15:
+                seen.add(known)
+                device_only = model(replace(known, eager_layer_seconds=0.0))
+                host = known.step_seconds + layers * known.eager_layer_seconds
+                columns = [
+                    [0.0] * (len(SHARES) + 2) + [layers]
+                    if alone and device_only.seconds(load) < host
+                    else [*_seconds_by_share(work, peak, bandwidth, known), layers, load.sequences, 0.0]
+                    for work, alone, (load, _) in zip(works, eager, samples, strict=True)
+                ]
+                known = _solved(columns, taken, first)
+                fitted = model(known)
+                errors = sorted(abs(fitted.seconds(load) / seconds - 1) for load, seconds in samples)
+                limit = 3 * max(errors[len(errors) // 2], 1e-9)
+                loss = sum(min(error, limit) for error in errors)
+                # Waiting for the host is an unknown more, and has to be worth it.
+                if overlap in (0.0, 1.0) and loss < least * (0.97 if starting and not best.eager_layer_seconds else 1):
+                    best, least = known, loss
+    return best
+
+
+def _seconds_by_share(work: Work, peak: float, bandwidth: float, known: Efficiency) -> list[float]:
+    """For each of SHARES the seconds that this step spends there at a share of 1: of products and of attention wholly
+    in the term that is the longer one at the shares known so far, and in the other one what does not overlap."""
+    compute, memory, rest = 0.0, 0.0, 1 - known.overlap
+    for flops, moved in ((work.flops, work.weight_bytes), (work.head_flops, work.head_bytes)):
+        longer = flops / peak / known.compute > moved / bandwidth / known.memory
+        compute += flops / peak * (1 if longer else rest)
+        memory += moved / bandwidth * (rest if longer else 1)
+    pairs, keys = work.attention_flops / peak, work.kv_bytes / bandwidth
+    longer = pairs / known.attention_compute > keys / known.attention_memory
+    pairs, keys = pairs * (1 if longer else rest), keys * (rest if longer else 1)
+    return [compute, memory, pairs, keys, work.element_bytes / bandwidth]
+
+
+def _solved(columns: list[list[float]], seconds: list[float], start: Efficiency) -> Efficiency:
+    """The shares that meet `seconds` best; rows of `columns` are steps, columns SHARES, layers, sequences,
+    and layers where the host is waited for."""
+    import numpy as np
+
+    from .least_squares import non_negative_least_squares
+
+    taken, at_start = np.array(seconds), _unknowns(start)
+    scaled = np.array(columns) * at_start / taken[:, None]  # each unknown as a multiple of its start
+    least = np.array([1 / most for most in SHARES.values()] + [0.0] * (len(at_start) - len(SHARES))) / at_start
+    target, prior = 1 - start.step_seconds / taken - scaled @ least, math.sqrt(PRIOR * len(seconds))
+    weights = np.ones(len(taken))
+    for _ in range(8):
+        root = np.sqrt(weights)
+        above = non_negative_least_squares(
+            np.vstack([scaled * root[:, None], np.eye(len(least)) * prior]),
+            np.concatenate([target * root, prior * (1 - least)]),
+        )
+        errors = np.abs(scaled @ above - target)
+        weights = np.minimum(1.0, max(1.5 * float(np.median(errors)), 1e-9) / np.maximum(errors, 1e-12))
+    return _efficiency((above + least) * at_start, start)
+
+
+def _unknowns(efficiency: Efficiency) -> NDArray:
+    import numpy as np
+
+    shares = [1 / getattr(efficiency, name) for name in SHARES]
+    return np.array([*shares, *(max(getattr(efficiency, name), 1e-9) for name in SECONDS)])
+
+
+def _efficiency(unknowns: NDArray, start: Efficiency) -> Efficiency:
+    shares = {name: 1 / value for name, value in zip(SHARES, unknowns[:5].tolist(), strict=True)}
+    seconds = dict(zip(SECONDS, unknowns[5:].tolist(), strict=True))
+    if not start.eager_layer_seconds:
+        seconds["eager_layer_seconds"] = 0.0
+    return replace(start, **shares, **seconds)
+
+
+def product_precision(device: Device, weight_bits: float = 16) -> str:
+    """In which type this device multiplies weights of so many bits: fp32 (or tf32) those of 32, else bf16 or fp16."""
+    wanted = ("fp32", "tf32") if weight_bits > 16 else ("bf16", "fp16", "fp32")
+    return next((name for name in wanted if name in device.peak_flops), wanted[0])
+
+
+def is_recorded(config: ModelConfig) -> bool:
+    """Whether decoding steps of such a model are replayed as a whole (engine/graphs.py)."""
+    return config.experts is None and (config.rope_scaling is None or config.rope_scaling.kind != "dynamic")
+
+
+def expert_params(config: ModelConfig) -> int:
+    """Parameters of one routed expert, summed over the layers that have experts; 0 without."""
+    if config.experts is None:
+        return 0
+    layers = sum(config.has_experts(layer) for layer in range(config.num_layers))
+    return layers * (3 if config.gated else 2) * config.hidden_size * config.experts.intermediate_size
+
+
+def distinct_experts(num_experts: int, top_k: int, tokens: float) -> float:
+    """X (1 - (1 - k/X)^n): how many experts n tokens are sent to in the mean, each to k of X, all equally likely."""
+    return num_experts * (1 - (1 - top_k / num_experts) ** tokens)
+
+
+def element_numbers(config: ModelConfig, tensor: int = 1) -> float:
+    """Numbers that a token's norms, rotations, gates and sums read and write in all layers: of the stream 10 C (two
+    norms and two sums), of queries, keys and values 2 each, of the feed-forward layer 4 F (6 F where gated)."""
+    experts = config.experts
+    wide = 0.0
+    for layer in range(config.num_layers):
+        if experts is not None and config.has_experts(layer):
+            wide += experts.top_k * experts.intermediate_size + experts.shared_intermediate_size
+        else:
+            wide += config.intermediate_size
+    heads = config.num_heads * (config.head_dim + config.value_dim) + 2 * config.num_kv_heads * config.head_dim
+    inner = (6 if config.gated else 4) * wide + config.num_layers * 2 * heads
+    return config.num_layers * 10 * config.hidden_size + inner / tensor
+
+
+def _sent(config: ModelConfig, layout: Layout, operand: float) -> tuple[float, int]:
+    """Bytes that a device sends for each token, and how many exchanges there are in a step: two ring all-reduces a
+    layer, 2 (t - 1)/t of the stream each; two all-to-alls a layer of experts, k (e - 1)/e; a hop a pipeline stage."""
+    stream, layers = config.hidden_size * operand, config.num_layers
+    sent, messages = 0.0, 0
+    if layout.tensor > 1:
+        sent += 2 * layers * 2 * (layout.tensor - 1) / layout.tensor * stream
+        messages += 2 * layers
+    if config.experts is not None and layout.expert > layout.tensor:
+        expert_layers = sum(config.has_experts(layer) for layer in range(layers))
+        sent += 2 * expert_layers * config.experts.top_k * (layout.expert - 1) / layout.expert * stream / layout.tensor
+        messages += 2 * expert_layers
+    if layout.pipeline > 1:
+        sent += (layout.pipeline - 1) * stream
+        messages += layout.pipeline - 1
+    return sent, messages

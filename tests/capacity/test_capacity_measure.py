@@ -1,0 +1,114 @@
+"""Steps of a real engine are timed with their loads; a trace served for real is noted as a simulated one is."""
+
+import random
+
+import pytest
+from engine_fixtures import make_model, make_tokenizer
+
+from gristmill.capacity.fleet import simulate
+from gristmill.capacity.measure import Shape, engine_fit, measured_steps, shapes, timed
+from gristmill.capacity.replay import replay
+from gristmill.capacity.traffic import Arrival, Lengths, Traffic, drawn
+from gristmill.engine.config import EngineConfig
+from gristmill.engine.engine import Engine
+from gristmill.engine.scheduler import Scheduler
+from gristmill.plan.device import Device
+from gristmill.plan.step_time import Efficiency, StepModel
+
+
+@pytest.fixture
+def engine_of(tmp_path):
+    def make(**changes):
+        limits = {"max_num_seqs": 4, "max_model_len": 64, "max_num_batched_tokens": 16, "num_blocks": 40}
+        config = EngineConfig(**(limits | {"block_size": 8} | changes))
+        return Engine(make_model().requires_grad_(False), make_tokenizer(tmp_path), config)
+
+    return make
+
+
+class Clock:
+    """Every look at it costs a second."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1
+        return self.now
+
+
+@pytest.mark.parametrize("run_ahead", [0, 1])
+def test_each_step_has_its_own_time(engine_of, run_ahead):
+    engine = engine_of(run_ahead=run_ahead)
+    samples = timed(engine, Shape(1, 20, 4), random.Random(0), Clock())
+    assert [load.tokens for load, _ in samples] == [16, 4, 1, 1, 1]
+    assert [load.logits for load, _ in samples] == [0, 1, 1, 1, 1]
+    assert all(taken >= 1 for _, taken in samples)
+    looks = 2 * len(samples) + 1 + 2 * run_ahead  # one a schedule (also the empty ones), one a read
+    assert sum(taken for _, taken in samples) <= looks + len(samples)
+    assert engine.scheduler.schedule.__func__ is Scheduler.schedule
+
+
+def test_others_follow_and_their_prompts_share_a_step_with_replies(engine_of):
+    samples = timed(engine_of(), Shape(3, 8, 8, more=5), random.Random(0))
+    mixed = [load for load, _ in samples if load.sequences > 1 and load.tokens > load.sequences]
+    assert len(mixed) >= 3
+    assert sum(load.logits for load, _ in samples) >= 8 * 4  # eight requests, each at least half of eight tokens
+    contexts = {load.cached / load.sequences for load, _ in samples if load.tokens == load.sequences > 1}
+    assert len(contexts) > 5
+
+
+def test_shapes_span_the_limits_and_fit_them(engine_of):
+    found = shapes(64, 4, 160)
+    assert {shape.count for shape in found if shape.output > 1} >= {1, 2, 4}
+    assert max(shape.prompt for shape in found) == 63
+    assert all(shape.prompt + shape.output <= 64 for shape in found)
+    assert all(shape.count * (shape.prompt + shape.output) <= 160 for shape in found)
+    assert [shape.tokens for shape in found] == sorted(shape.tokens for shape in found)
+    engine = engine_of(num_blocks=20)
+    assert len(measured_steps(engine, seconds=30.0)) > 40
+    assert not engine.has_work
+
+
+def test_an_engine_that_keeps_to_a_model_is_found_to_do_so(engine_of):
+    config = make_model().config
+    here = Device("cpu", "a processor", 8e9, 1e10, {"fp32": 1e11}, label="measured")
+    truth = StepModel(config, here, weight_bits=32, kv_bits=32, head_bits=32, efficiency=Efficiency(compute=0.4))
+    samples = [(load, truth.seconds(load)) for load, _ in measured_steps(engine_of(), seconds=30.0)]
+    found = engine_fit(samples, config, here, "small", "float32", 32)
+    assert found.error < 0.02
+    assert found.samples == len(samples)
+    assert Efficiency(**found.efficiency).step_seconds >= 0
+
+
+def test_slow_steps_count_in_what_an_engine_takes_in_all(engine_of):
+    """One step in five takes three times as long, which a fit alone would leave out."""
+    config = make_model().config
+    here = Device("cpu", "a processor", 8e9, 1e10, {"fp32": 1e11}, label="measured")
+    truth = StepModel(config, here, weight_bits=32, kv_bits=32, head_bits=32, efficiency=Efficiency(compute=0.4))
+    loads = [load for load, _ in measured_steps(engine_of(), seconds=30.0)]
+    samples = [(load, truth.seconds(load) * (3 if number % 5 == 0 else 1)) for number, load in enumerate(loads)]
+    found = Efficiency(**engine_fit(samples, config, here, "small", "float32", 32).efficiency)
+    model = StepModel(config, here, weight_bits=32, kv_bits=32, head_bits=32, efficiency=found)
+    assert sum(model.seconds(load) for load in loads) == pytest.approx(sum(taken for _, taken in samples), rel=1e-6)
+
+
+def test_when_time_is_over_the_rest_is_said_to_be_left_out(engine_of):
+    said = []
+    assert measured_steps(engine_of(), seconds=0.0, say=said.append) == []
+    assert "are over: the largest" in said[0]
+
+
+def test_a_trace_is_served_whole_and_as_the_simulator_orders_it(engine_of):
+    traffic = Traffic(200.0, 12, Lengths(10, 0.5, 30), Lengths(4, 0.5, 12), prefix_share=0.5, prefix_tokens=16)
+    arrivals = drawn(traffic)
+    served = replay(engine_of(), arrivals)
+    assert [one.arrival for one in served] == arrivals
+    for one in served:
+        assert one.arrival.seconds <= one.queued <= one.started <= one.first <= one.last
+    assert any(one.cached_tokens == 16 for one in served)
+    together = [Arrival(0.0, 8, 5) for _ in range(3)]
+    real = replay(engine_of(), together)
+    simulated = simulate(together, engine_of().config, lambda load: 1.0).served
+    assert [(one.first == real[0].first) for one in real] == [one.first == simulated[0].first for one in simulated]
+    assert len({one.last for one in real}) == len({one.last for one in simulated})
