@@ -1,0 +1,207 @@
+"""Where a step's time goes: of the engine, decoding or reading prompts, and of the training loop.
+
+    python benchmarks/profile_steps.py serve --shape smollm2-135m [--rows 1 32 256] [--context 256] [--prompts 4]
+    python benchmarks/profile_steps.py train --shape 135m [--batch 32] [--set memory.offload=cpu]
+
+For each kind of step: its time by the clock, without the profiler; then from some profiled steps, in a mean step, the
+time of each kernel (on a CPU: of each operator) and how often it ran. What the clock says beyond the kernels' sum is
+time in which the device waited for the host, or for the next kernel to begin. `--set` is a setting of `training` in a
+recipe. `--out FILE` writes everything as JSON; what is printed is the `--top` of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+import yaml
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from gristmill import hardware
+from gristmill.artifact import StageRun
+from gristmill.bench.model import versions
+from gristmill.bench.serve_load import engine_of, random_ids, target
+from gristmill.bench.serve_watch import Watch
+from gristmill.bench.train import SHAPES
+from gristmill.engine.sampling import SamplingParams
+from gristmill.events import Event, EventLog
+from gristmill.model.decoder import Decoder
+from gristmill.train.config import TrainingConfig
+from gristmill.train.data import Shard, TokenBatch
+from gristmill.train.device import resolve_device
+from gristmill.train.loop import train
+from gristmill.train.objectives import next_token_loss
+
+WARM, TIMED, PROFILED = 12, 48, 16  # decoding steps
+PROMPT = 2048  # tokens of a prompt that is read
+Row = dict[str, Any]
+
+
+def main() -> None:
+    asked = arguments()
+    rows = serve(asked) if asked.what == "serve" else train_steps(asked)
+    for row in rows:
+        busy = sum(one["us"] for one in row["kernels"])
+        print(f"\n{row['name']}: {row['us']:,.0f} us by the clock, {busy:,.0f} us in kernels")
+        for one in row["kernels"][: asked.top]:
+            print(f"  {one['us']:>10,.1f} us {one['count']:>8,.1f} x  {one['name'][:110]}")
+    if asked.out is not None:
+        report = {"rows": rows, "hardware": hardware.describe(), "versions": versions("torch", "triton")}
+        asked.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def serve(asked: argparse.Namespace) -> list[Row]:
+    """Decoding by `--rows` requests at a context of about `--context` tokens, and steps that read `--prompts`."""
+    longest = max(asked.context, PROMPT) + WARM + TIMED + PROFILED + 16
+    found: list[Row] = []
+    with target(asked.shape, asked.model, asked.device, None, longest) as served:
+        engine = engine_of(served, max_num_seqs=max(asked.rows), max_model_len=longest)
+        for turn, count in enumerate(asked.rows):
+            watch = Watch(engine)
+            for number in range(count):
+                ids = random_ids(engine.vocab_size, asked.context, turn, number)
+                watch.add(ids, params(WARM + TIMED + PROFILED + 8))
+            while len(watch.first) < count:
+                watch.step()
+            for _ in range(WARM):
+                watch.step()
+            found.append(measured(f"{count} rows, context {asked.context}", watch.step, TIMED, PROFILED))
+            watch.run()
+        for turn in range(asked.prompts > 0):
+            watch = Watch(engine)
+            steps = max(1, asked.prompts * PROMPT // engine.config.max_num_batched_tokens)
+            for number in range(3 * asked.prompts + steps):
+                watch.add(random_ids(engine.vocab_size, PROMPT, 99, turn, number), params(1))
+            watch.step()
+            watch.step()
+            found.append(measured(f"prompts, {engine.config.max_num_batched_tokens} tokens", watch.step, steps, steps))
+            watch.run()
+    return found
+
+
+def params(tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+
+
+def measured(name: str, step: Callable[[], None], timed: int, profiled: int) -> Row:
+    """`step` by the clock, then under the profiler."""
+    wait()
+    started = perf_counter()
+    for _ in range(timed):
+        step()
+    wait()
+    seconds = (perf_counter() - started) / timed
+    with profile(activities=activities()) as seen:
+        for _ in range(profiled):
+            step()
+        wait()
+    return {"name": name, "us": 1e6 * seconds, "kernels": kernels(seen, profiled)}
+
+
+def train_steps(asked: argparse.Namespace) -> list[Row]:
+    """Steps of the training loop on random tokens: the shape, batch and length of `gristmill bench train`."""
+    make, usual, length = SHAPES[asked.shape]
+    batch, config, steps = asked.batch or usual, make().model_copy(update={"rope_scaling": None}), 30
+    device = resolve_device(asked.device)
+    settings: dict[str, Any] = {
+        "device": device.type,
+        "steps": steps,
+        "batch_size": batch,
+        "log_every": 5,
+        "learning_rate": 3e-4,
+    }
+    settings |= {"schedule": "constant", "checkpoint_every": steps + 1, "watch": {"norms_every": 0}}
+    if device.type == "cuda":
+        settings |= {"precision": "bf16", "weights": "bf16"}
+    for given in asked.set:
+        put(settings, *given.split("=", 1))
+    ids = torch.randint(config.vocab_size, (batch, length + 1), generator=torch.Generator().manual_seed(0))
+    whole = TokenBatch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), torch.ones(ids[:, 1:].shape))
+    times: list[float] = []
+    first, last = steps - 10, steps - 5  # the steps that are profiled
+    plan = schedule(wait=first - 2, warmup=2, active=last - first, repeat=1)
+    with profile(activities=activities(), schedule=plan) as seen:
+
+        def batch_at(step: int, shard: Shard) -> TokenBatch:
+            return whole
+
+        def note(event: Event) -> None:
+            if event["type"] == "metric":
+                times.append(perf_counter())
+
+        def loss(*args: Any, **named: Any) -> Any:
+            seen.step()
+            return next_token_loss(*args, **named)
+
+        log = EventLog(None)
+        log.subscribers.append(note)
+        with tempfile.TemporaryDirectory() as made:
+            run = StageRun(Path(made), Path(made) / "scratch", {}, 0, log.stage("profile"))
+            model = Decoder(config).init_weights(0)
+            training = TrainingConfig.model_validate(settings)
+            figures = train(model, batch_at, loss, training, run, sequence_length=length).figures
+    stretches = [(after - before) / 5 for before, after in pairwise(times[1:])]
+    name, us = f"{asked.shape}, {batch} x {length}", 1e6 * median(stretches[:-2])
+    if (ratio := figures.get("memory_expected_over_peak")) is not None:
+        name += f", peak memory {figures['memory_peak_bytes'] / 1e9:.2f} GB, expected over it {ratio:.3f}"
+    return [{"name": name, "us": us, "kernels": kernels(seen, last - first)}]
+
+
+def put(settings: dict[str, Any], path: str, value: str) -> None:
+    """`a.b=c` into nested settings."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+    settings[name] = yaml.safe_load(value)
+
+
+def activities() -> list[ProfilerActivity]:
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def kernels(seen: profile, steps: int) -> list[dict[str, Any]]:
+    """Of a mean step: each kernel's microseconds and how often it ran, the longest first."""
+    wanted = DeviceType.CUDA if torch.cuda.is_available() else DeviceType.CPU
+    total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for event in seen.events() or ():
+        if event.device_type == wanted and not event.name.startswith("ProfilerStep"):
+            spent = event.time_range.elapsed_us() if wanted == DeviceType.CUDA else event.self_cpu_time_total
+            total[event.name][0] += spent / steps
+            total[event.name][1] += 1 / steps
+    ordered = sorted(total.items(), key=lambda one: -one[1][0])
+    return [{"name": name, "us": round(us, 2), "count": round(count, 2)} for name, (us, count) in ordered]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("serve", "train"))
+    parser.add_argument("--shape", default=None, help="a preset; for train one of bench train's shapes")
+    parser.add_argument("--model", type=Path, default=None, help="serve: a model instead of random weights")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 32], help="serve: requests that decode at once")
+    parser.add_argument("--context", type=int, default=256, help="serve: tokens of their prompts")
+    parser.add_argument("--prompts", type=int, default=0, help=f"serve: prompts of {PROMPT} tokens read at once")
+    parser.add_argument("--batch", type=int, default=None, help="train: sequences of a step")
+    parser.add_argument("--set", action="append", default=[], help="train: a setting of `training`, a.b=c")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--top", type=int, default=25)
+    parser.add_argument("--out", type=Path, default=None)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
