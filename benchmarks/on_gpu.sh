@@ -29,7 +29,8 @@ for part in "$@"; do
     tests)
       # Apart: an illegal access spoils every later test of its process.
       run tests-kernels "$PYTHON" -m pytest -m gpu -q -n 8 tests/kernels tests/engine
-      run tests-train "$PYTHON" -m pytest -m gpu -q -n 4 tests/train tests/model tests/plan tests/test_gpu.py
+      run tests-train "$PYTHON" -m pytest -m gpu -q -n 4 tests/train tests/model tests/test_gpu.py
+      run tests-plan "$PYTHON" -m pytest -m gpu -q tests/plan # alone: it measures rates
       ;;
     kernels)
       run kernels-decode "$PYTHON" benchmarks/decode_kernels.py --chain --rows 1 8

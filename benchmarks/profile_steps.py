@@ -61,8 +61,9 @@ def main() -> None:
 
 
 def serve(asked: argparse.Namespace) -> list[Row]:
-    """Decoding by `--rows` requests at a context of about `--context` tokens, and steps that read `--prompts`."""
-    longest = max(asked.context, PROMPT) + WARM + TIMED + PROFILED + 16
+    """Decoding by `--rows` requests at a context of about `--context` tokens, and `--prompts` steps that read prompts."""
+    output = WARM + TIMED + PROFILED + 64  # the first of many prompts is read some steps before the last
+    longest = max(asked.context, PROMPT) + output
     found: list[Row] = []
     with target(asked.shape, asked.model, asked.device, None, longest) as served:
         engine = engine_of(served, max_num_seqs=max(asked.rows), max_model_len=longest)
@@ -70,21 +71,21 @@ def serve(asked: argparse.Namespace) -> list[Row]:
             watch = Watch(engine)
             for number in range(count):
                 ids = random_ids(engine.vocab_size, asked.context, turn, number)
-                watch.add(ids, params(WARM + TIMED + PROFILED + 8))
+                watch.add(ids, params(output))
             while len(watch.first) < count:
                 watch.step()
             for _ in range(WARM):
                 watch.step()
             found.append(measured(f"{count} rows, context {asked.context}", watch.step, TIMED, PROFILED))
             watch.run()
-        for turn in range(asked.prompts > 0):
-            watch = Watch(engine)
-            steps = max(1, asked.prompts * PROMPT // engine.config.max_num_batched_tokens)
-            for number in range(3 * asked.prompts + steps):
-                watch.add(random_ids(engine.vocab_size, PROMPT, 99, turn, number), params(1))
+        if asked.prompts:
+            watch, budget = Watch(engine), engine.config.max_num_batched_tokens
+            steps = 2 + engine.config.run_ahead + 2 * asked.prompts
+            for number in range(-(-steps * budget // PROMPT)):
+                watch.add(random_ids(engine.vocab_size, PROMPT, 99, number), params(1))
             watch.step()
             watch.step()
-            found.append(measured(f"prompts, {engine.config.max_num_batched_tokens} tokens", watch.step, steps, steps))
+            found.append(measured(f"prompts, {budget} tokens", watch.step, asked.prompts, asked.prompts))
             watch.run()
     return found
 
@@ -194,7 +195,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=None, help="serve: a model instead of random weights")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 32], help="serve: requests that decode at once")
     parser.add_argument("--context", type=int, default=256, help="serve: tokens of their prompts")
-    parser.add_argument("--prompts", type=int, default=0, help=f"serve: prompts of {PROMPT} tokens read at once")
+    parser.add_argument("--prompts", type=int, default=0, help="serve: steps that read prompts")
     parser.add_argument("--batch", type=int, default=None, help="train: sequences of a step")
     parser.add_argument("--set", action="append", default=[], help="train: a setting of `training`, a.b=c")
     parser.add_argument("--device", default="auto")

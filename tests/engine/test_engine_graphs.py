@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 
 import pytest
 import torch
@@ -63,7 +65,7 @@ def engine_of(model, tokenizer, replayed, **changes):
     runner.fused = FusedDecoder(model)  # on both sides, so that rounding is the same
     if replayed:
         with torch.inference_mode():
-            runner.graphs = DecodeGraphs(runner.decode, config.max_num_seqs, config.max_num_seqs, Recording())
+            runner.graphs = DecodeGraphs(config.max_num_seqs, config.max_num_seqs, Recording())
     return engine
 
 
@@ -138,6 +140,19 @@ def test_steps_ahead_give_the_same(model, tokenizer, seed):
             engine.step()
         found.append([(r.output_ids, r.finish_reason) for r in requests])
     assert found[0] == found[1]
+
+
+def test_an_engine_that_is_no_more_leaves_no_cache_behind(model, tokenizer):
+    """Training runs without the garbage collector, and a cache is nearly all of a GPU."""
+    engine = engine_of(model, tokenizer, False)
+    engine.runner.graphs = DecodeGraphs(6, 6, model=model)
+    cache = weakref.ref(engine.runner.cache)
+    gc.disable()
+    try:
+        del engine
+        assert cache() is None
+    finally:
+        gc.enable()
 
 
 def test_a_full_context_is_filled_to_its_end(model, tokenizer):
@@ -336,17 +351,22 @@ def test_a_recording_that_fails_costs_no_request(model, tokenizer, caplog):
     """Out of memory, or something in the model that cannot be recorded: steps are launched as they are without."""
     plain, engine = engine_of(model, tokenizer, False), engine_of(model, tokenizer, True)
 
-    def fails(*_):
-        raise RuntimeError("out of memory")
+    recording = Recording()
 
-    engine.runner.graphs._capture = fails
-    params = SamplingParams(temperature=0.9, seed=4, max_tokens=10, ignore_eos=True)
+    def fails_with_many(decode, slots_B, asked):
+        if len(slots_B) > 2:
+            raise RuntimeError("out of memory")
+        return recording(decode, slots_B, asked)
+
+    engine.runner.graphs._capture = fails_with_many
     found = []
     for one in (plain, engine):
-        requests = [one.add_request([5, 6, 7 + number], params) for number in range(3)]
+        params = [SamplingParams(temperature=0.9, seed=4, max_tokens=n, ignore_eos=True) for n in (4, 8, 12)]
+        requests = [one.add_request([5, 6, 7 + number], given) for number, given in enumerate(params)]
         while one.has_work:
             one.step()
         found.append([(request.output_ids, request.finish_reason) for request in requests])
     assert found[0] == found[1]
-    assert engine.runner.graphs is None
-    assert "out of memory" in caplog.text
+    assert caplog.text.count("out of memory") == 1
+    assert [rows for rows, _ in recording.recorded] == [2, 1]
+    assert recording.replays == 8

@@ -132,11 +132,11 @@ def recorder(recorded):
 def test_replaced_weights_are_recorded_anew():
     """A graph holds addresses: in-place changes are right, other tensors need another one."""
     model, recorded = make_model(), []
-    graphs = DecodeGraphs(lambda *_: None, 4, 4, recorder(recorded), model)
+    graphs = DecodeGraphs(4, 4, recorder(recorded), model)
     asked = Asked(Need(), False, 0, None, False)
 
     def run(slots):
-        graphs.run(slots, asked, torch.device("cpu"))
+        graphs.run(lambda *_: None, slots, asked, torch.device("cpu"))
 
     run([0, 1])
     with torch.no_grad():
@@ -160,18 +160,18 @@ def test_replaced_weights_are_noticed_by_the_next_request_in_the_same_slot(tmp_p
     limits = EngineConfig(max_num_seqs=2, max_model_len=32, max_num_batched_tokens=16, num_blocks=8)
     engine = Engine(model, make_tokenizer(tmp_path), limits)
     runner = engine.runner
-    runner.graphs = DecodeGraphs(runner.decode, 2, 2, recorder(recorded), model)
+    runner.graphs = DecodeGraphs(2, 2, recorder(recorded), model)
     asked = Asked(Need(), False, 0, None, False)
     for number in range(3):
         engine.add_request([7, 8, 9], SamplingParams(max_tokens=1, temperature=0))
         while engine.has_work:
             engine.step()
-        runner.graphs.run([0], asked, torch.device("cpu"))
+        runner.graphs.run(runner.decode, [0], asked, torch.device("cpu"))
         layer = model.blocks[0].feed_forward.down
         layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
         assert recorded == [1] * (number + 1)
     engine.weights_changed()
-    runner.graphs.run([0], asked, torch.device("cpu"))
+    runner.graphs.run(runner.decode, [0], asked, torch.device("cpu"))
     assert recorded == [1] * 4
 
 

@@ -262,7 +262,8 @@ class Engine:
         self.num_steps += 1
         now = time.monotonic()
         if self.speculator is not None:
-            self._learn(self.speculator, step, checked, now - max(began, self._done_at))
+            seconds = None if launched.recorded else now - max(began, self._done_at)
+            self._learn(self.speculator, step, checked, seconds)
         self._done_at = now
         outputs = []
         for row, request in enumerate(launched.requests):
@@ -285,12 +286,12 @@ class Engine:
         return outputs
 
     @staticmethod
-    def _learn(speculator: Speculator, step: Step, checked: Sequence[New], seconds: float) -> None:
-        """Which drafts were right, and how long the step took where it read no prompts."""
+    def _learn(speculator: Speculator, step: Step, checked: Sequence[New], seconds: float | None) -> None:
+        """Which drafts were right, and how long the step took where that counts and it read no prompts."""
         for new in checked:
             if new.request.finish_reason is None:
                 speculator.verified(new.request, new.drafted, len(new.token_ids) - 1)
-        if all(chunk.samples and chunk.num_tokens == 1 + len(chunk.drafts) for chunk in step.chunks):
+        if seconds is not None and all(chunk.samples and chunk.num_tokens == 1 + len(chunk.drafts) for chunk in step.chunks):
             tokens = len(step.chunks) + sum(len(new.token_ids) - 1 for new in checked)
             speculator.took(len(step.chunks), seconds, tokens, bool(checked))
 

@@ -11,6 +11,7 @@ tensors than before are noticed when the batch changes, or `look_again` is calle
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,43 +50,43 @@ def unrecorded(config: ModelShape) -> str | None:
 
 
 class DecodeGraphs:
-    """Replays `decode` for batches of up to `most_rows` rows. `idle_slot` is the row of the tables that pads them;
-    `model` is the one whose weights `decode` reads."""
+    """Replays steps of up to `most_rows` rows. `idle_slot` is the row of the tables that pads them; `model` is the one
+    whose weights the steps read."""
 
     def __init__(
-        self,
-        decode: Decode,
-        most_rows: int,
-        idle_slot: int,
-        capture: Capture | None = None,
-        model: nn.Module | None = None,
+        self, most_rows: int, idle_slot: int, capture: Capture | None = None, model: nn.Module | None = None
     ):
-        self.decode, self.most_rows, self.idle_slot = decode, most_rows, idle_slot
+        self.most_rows, self.idle_slot = most_rows, idle_slot
         self._capture: Capture = capture or _CudaCapture()
-        self._graphs: dict[tuple[int, Asked], _Graph] = {}
+        self._graphs: dict[tuple[int, Asked], _Graph | None] = {}  # None: could not be recorded
         self._slots: list[int] = []  # of the last batch
+        self.just_recorded = False  # in the last run, which took longer for it
         held = [] if model is None else list(model.modules())
         # Where weights are kept: the dictionaries stay, what they hold may be replaced.
         self._kept = [kept for module in held for kept in (module._parameters, module._buffers) if kept]
         self._addresses = self._where()
 
-    def run(self, slots: Sequence[int], asked: Asked, device: torch.device) -> Drawn:
-        """One step for these slots; the tokens are in tensors that the next step of this kind writes again. Where it
-        is new and cannot be recorded, NotRecorded is raised and nothing has changed."""
+    def run(self, decode: Decode, slots: Sequence[int], asked: Asked, device: torch.device) -> Drawn | None:
+        """One step of `decode`, always the same, for these slots; the tokens are in tensors that the next step of this
+        kind writes again. Where the step is new and cannot be recorded, NotRecorded is raised and nothing has changed;
+        None where that was found before."""
         if slots != self._slots:
             self._slots = list(slots)
             if self._addresses != (addresses := self._where()):
                 self._graphs.clear()
                 self._addresses = addresses
         rows = bucket(len(slots), self.most_rows)
-        graph = self._graphs.get((rows, asked))
-        if graph is None:
+        self.just_recorded = (rows, asked) not in self._graphs
+        if self.just_recorded:
+            self._graphs[rows, asked] = None
             slots_B = torch.full((rows,), self.idle_slot, dtype=torch.int32, device=device)
             try:
-                graph = _Graph(slots_B, *self._capture(self.decode, slots_B, asked), [])
+                self._graphs[rows, asked] = _Graph(slots_B, *self._capture(decode, slots_B, asked), [])
             except Exception as error:
                 raise NotRecorded(f"a step of {rows} rows: {error}") from error
-            self._graphs[rows, asked] = graph
+        graph = self._graphs[rows, asked]
+        if graph is None:
+            return None
         if graph.slots != slots:
             graph.slots = list(slots)
             padded = graph.slots + [self.idle_slot] * (rows - len(slots))
@@ -122,22 +123,32 @@ def _first(drawn: Drawn, rows: int) -> Drawn:
 
 class _CudaCapture:
     """Records on a stream of its own, after a run that compiles the kernels and finds what would wait for the device.
-    All graphs share one pool of memory: they run one after the other, and what one drew is copied before the next."""
+    All graphs share one pool of memory: they run one after the other, and what one drew is copied before the next. The
+    stream is the same for all, since torch gives a stream no memory that another one has left."""
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._aside: Any = None
+        self._last: Callable[[], Any] = lambda: None  # the graph recorded last, as long as there is one
 
     def __call__(self, decode: Decode, slots_B: Tensor, asked: Asked) -> tuple[Drawn, Callable[[], None]]:
-        if self._pool is None:
+        if self._aside is None:
+            self._aside = torch.cuda.Stream()
+        if self._last() is None:  # torch takes back a pool that no graph is left of, and lends it no more
             self._pool = torch.cuda.graph_pool_handle()
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, aside = torch.cuda.current_stream(), self._aside
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(2):
                 decode(slots_B, asked)
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on: a server's other model, batches being made.
-        with torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
+        # A recording that fails leaves its stream behind as the current one. Other threads may go on: a server's other
+        # model, batches being made.
+        with (
+            torch.cuda.stream(current),
+            torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"),
+        ):
             drawn = decode(slots_B, asked)
+        self._last = weakref.ref(graph)
         return drawn, graph.replay

@@ -100,6 +100,8 @@ def _num_blocks(
     """Blocks of the cache; `useful` are the most that can ever be filled, a step has at most `tokens` tokens of `seqs`
     sequences."""
     working = step_bytes(model, tokens, seqs, dtype.itemsize)
+    if device.type == "cuda" and limits.get("graphs", True):  # they keep a decoding step's memory to themselves
+        working += step_bytes(model, seqs, seqs, dtype.itemsize)
     share = _given(limits.get("memory_utilization"), GPU_SHARE if device.type == "cuda" else CPU_SHARE)
     if not 0 < share <= 1:
         raise GristmillError(f"memory_utilization is {share}; it must be above 0 and at most 1")
@@ -148,6 +150,7 @@ def _at_least_one(name: str, value: int) -> int:
 def free_memory(device: torch.device) -> int:
     """Bytes that a new allocation on the device may take."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # an engine that is no more has left its cache to torch
         return torch.cuda.mem_get_info(device)[0]
     available = hardware.available_memory_bytes()
     return hardware.memory_bytes() // 2 if available is None else available

@@ -63,7 +63,7 @@ class Runner:
         self._asked: tuple[list[int], Asked] | None = None  # of the slots that decoded last
         self.graphs: DecodeGraphs | None = None
         if on_gpu and config.graphs and unrecorded(model.config) is None:
-            self.graphs = DecodeGraphs(self.decode, slots, idle_slot=slots, model=model)
+            self.graphs = DecodeGraphs(slots, idle_slot=slots, model=model)
 
     @torch.inference_mode()
     def launch(self, step: Step, drafts: Drafts | None = None) -> Launched:
@@ -114,14 +114,15 @@ class Runner:
         for slot, chunk in zip(slots, step.chunks, strict=True):
             self._next[slot] = chunk.start + 1
         try:
-            drawn = graphs.run(slots, asked, self.device)
+            drawn = graphs.run(self.decode, slots, asked, self.device)
         except NotRecorded as error:  # replies do not need it; they come more slowly without
-            log.warning("steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
-            self.graphs = None
+            log.warning("such steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
+            return None
+        if drawn is None:
             return None
         drawn.tops = self.sampler.tops() if asked.top is not None else {}
         drawn.start_read()
-        return Launched(requests, drawn)
+        return Launched(requests, drawn, recorded=graphs.just_recorded)
 
     def _is_moved(self, chunk: Chunk) -> bool:
         """Whether a sequence goes on elsewhere than behind its last step, as one whose drafts were wrong."""
@@ -294,6 +295,7 @@ class Launched:
     errors: dict[int, Exception] = field(default_factory=dict)  # by row, of requests that cannot go on
     checked: Checked | None = None  # drafts; their requests are not among `requests`
     prompts: list[PromptScores] = field(default_factory=list)
+    recorded: bool = False  # its graph was, so the time it took says nothing
 
     def read(self) -> Read:
         """The drawn tokens, one entry for each request; waits for the device."""

@@ -159,8 +159,12 @@ def _parts(tiles, shortest_part, most_parts):  # type: ignore[no-untyped-def]
     return each, tl.maximum((tiles + each - 1) // each, 1)
 
 
-# Not compiled anew for every batch: these change from step to step, or from layer to layer.
-@triton.jit(do_not_specialize=["count", "most_parts", "shortest_part", "table_slot", "window", "sink_tokens"])
+# Not compiled anew for every batch: these change from step to step, or from layer to layer; and where the
+# three tensors begin, which are cut out of one.
+@triton.jit(
+    do_not_specialize=["count", "most_parts", "shortest_part", "table_slot", "window", "sink_tokens"],
+    do_not_specialize_on_alignment=["slots", "offsets", "lengths"],
+)
 def _decode(  # type: ignore[no-untyped-def]
     out,
     q,

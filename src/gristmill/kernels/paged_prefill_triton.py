@@ -87,8 +87,12 @@ def paged_prefill_kernel(
     )
 
 
-# Not compiled anew for every batch: these change from step to step, or from layer to layer.
-@triton.jit(do_not_specialize=["count", "table_slot", "window", "sink_tokens"])
+# Not compiled anew for every batch: these change from step to step, or from layer to layer; and where the
+# three tensors begin, which are cut out of one.
+@triton.jit(
+    do_not_specialize=["count", "table_slot", "window", "sink_tokens"],
+    do_not_specialize_on_alignment=["slots", "offsets", "lengths"],
+)
 def _prefill(  # type: ignore[no-untyped-def]
     out,
     q,

@@ -121,7 +121,10 @@ def serving_memory(
         weights = (all_bytes - routed) / shared + routed / (layout.expert * layout.pipeline)
     tokens, slots = (CPU_STEP_TOKENS, CPU_SLOTS) if processor else (STEP_TOKENS, SLOTS)
     context = context_bytes(device)
-    working = step_bytes(config, tokens, slots, 4 if weight_bits > 16 else 2) / layout.tensor
+    element = 4 if weight_bits > 16 else 2
+    working = step_bytes(config, tokens, slots, element) / layout.tensor
+    if not processor:  # graphs of decoding steps
+        working += step_bytes(config, slots, slots, element) / layout.tensor
     free = device.memory_bytes - context - weights
     budget = min(kv_budget_bytes(free, utilization, 0), kv_budget_bytes(free, 1, 0, working))
     heads = min(layout.tensor, config.cache_shape[0])
