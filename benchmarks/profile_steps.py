@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def serve(asked: argparse.Namespace) -> list[Row]:
-    """Decoding by `--rows` requests at a context of about `--context` tokens, and `--prompts` steps that read prompts."""
+    """Decoding by `--rows` requests behind `--context` tokens, and `--prompts` steps that read prompts."""
     output = WARM + TIMED + PROFILED + 64  # the first of many prompts is read some steps before the last
     longest = max(asked.context, PROMPT) + output
     found: list[Row] = []

@@ -11,12 +11,14 @@ import torch
 from engine_fixtures import make_model, make_tokenizer
 
 from gristmill.engine.config import EngineConfig
+from gristmill.engine.draft_steps import Planned, idle_plan
 from gristmill.engine.engine import Engine
 from gristmill.engine.fused import FusedDecoder
 from gristmill.engine.graphs import DecodeGraphs, bucket
-from gristmill.engine.sampler import Drawn
 from gristmill.engine.sampling import SamplingParams
+from gristmill.engine.sending import Copied
 from gristmill.engine.speculation.config import SpeculationConfig
+from gristmill.engine.speculation.proposal import Draft
 from gristmill.kernels.decode_tables import decode_inputs, keep_drawn
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -27,11 +29,9 @@ def copied_at_once(monkeypatch):
     """A CPU reads drawn tokens where they lie; of a GPU's they are copied in the order of its work, before the next
     replay writes them again."""
 
-    def start_read(drawn):
-        drawn._copied = [part.clone() for part in drawn._parts()]
-
     if not torch.cuda.is_available():
-        monkeypatch.setattr(Drawn, "start_read", start_read)
+        cloned = classmethod(lambda cls, parts: cls([part.clone() for part in parts]))
+        monkeypatch.setattr(Copied, "of", cloned)
 
 
 class Recording:
@@ -42,15 +42,15 @@ class Recording:
         self.replays = 0
 
     def __call__(self, decode, slots_B, asked):
-        self.recorded.append((len(slots_B), asked))
+        self.recorded.append((*slots_B.shape, asked))
         drawn = decode(slots_B, asked)
 
         def replay():
             self.replays += 1
             again = decode(slots_B, asked)
-            for name in ("tokens_B", "finite_B", "logprob_B", "top_ids_BK", "top_values_BK"):
-                if getattr(drawn, name) is not None:
-                    getattr(drawn, name).copy_(getattr(again, name))
+            for name, before in vars(drawn).items():
+                if isinstance(before, torch.Tensor) and name != "slots_B":
+                    before.copy_(getattr(again, name))
 
         return drawn, replay
 
@@ -321,30 +321,90 @@ def test_weights_changed_in_place_are_seen_by_graphs(tokenizer, tmp_path):
     assert after == request.output_ids
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_drafts_between_replayed_steps(model, tokenizer, seed):
-    """A draft that was wrong leaves the tables ahead of what is known; the next replayed step goes on behind it."""
-    found = []
-    for replayed, speculation in ((False, None), (True, SpeculationConfig(min_ngram=1))):
-        engine = engine_of(model, tokenizer, replayed, run_ahead=int(replayed), speculation=speculation)
+class Knowing:
+    """Guesses what a reply will be, now and then with a mistake, or nothing."""
+
+    def __init__(self, replies, rng):
+        self.replies, self.rng = replies, rng
+
+    def ready(self, request):
+        return True
+
+    def draft(self, requests, most):
+        drafts = []
+        for request, room in zip(requests, most, strict=True):
+            done = len(request.output_ids)
+            tokens = self.replies[tuple(request.prompt_ids)][done : done + self.rng.randint(0, room)]
+            if tokens and self.rng.random() < 0.4:
+                tokens[self.rng.randrange(len(tokens))] = self.rng.randrange(269)
+            drafts.append(Draft(tokens))
+        return drafts
+
+    def verified(self, request, drafted, accepted):
+        pass
+
+    def forget(self, request):
+        pass
+
+
+@pytest.mark.parametrize("blocks", [40, 20])  # few: requests are preempted
+@pytest.mark.parametrize("seed", range(4))
+def test_drafts_between_replayed_steps(model, tokenizer, seed, blocks):
+    """Steps that check drafts are recorded too, others replayed between them; where a draft was wrong, or a step went
+    kernel by kernel, the next one goes on behind it. Some rows have no draft, some come to the end of the context."""
+    found, replies = [], {}
+    for replayed, speculation in ((False, None), (True, SpeculationConfig(num_tokens=5))):
+        engine = engine_of(
+            model, tokenizer, replayed, run_ahead=int(replayed), speculation=speculation, num_blocks=blocks
+        )
         if speculation is not None:  # by turns, and not by what pays
-            engine.speculator.control.allows = lambda batch, engine=engine: engine.num_steps % 6 < 3
+            engine.speculator.control.allows = lambda batch, engine=engine: engine.num_steps % 6 < 4
+            engine.speculator.proposer = Knowing(replies, random.Random(seed))
         rng = random.Random(seed)
-        piece = [rng.randrange(269) for _ in range(4)]
-        requests = [
-            engine.add_request(
-                [*piece * rng.randint(1, 4), rng.randrange(269), *piece[: rng.randint(0, 3)]],
-                SamplingParams(temperature=0, max_tokens=20, ignore_eos=True),
-            )
-            for _ in range(8)
-        ]
+        requests = []
+        for number in range(10):
+            params = {"temperature": 0} if number % 2 else {"temperature": 0.2, "top_k": 5, "seed": number}
+            if number == 7:
+                params |= {"logprobs": True, "top_logprobs": 1}  # steps with it go kernel by kernel
+            text = [rng.randrange(269) for _ in range(rng.randint(3, 30))]
+            tokens = 60 if number % 3 else rng.randint(1, 20)
+            requests.append(engine.add_request(text, SamplingParams(max_tokens=tokens, ignore_eos=True, **params)))
         while engine.has_work:
             engine.step()
-        found.append([(request.output_ids, request.finish_reason) for request in requests])
-    assert engine.runner.graphs._capture.replays > 0
+        found.append([(request.output_ids, request.finish_reason, request.logprobs) for request in requests])
+        replies = {tuple(request.prompt_ids): request.output_ids for request in requests}
+    kinds = {kind[:-1] for kind in engine.runner.graphs._capture.recorded}
+    assert {len(kind) for kind in kinds} == {1, 2}, "both kinds of steps were recorded"
+    assert {kind[1] for kind in kinds if len(kind) == 2} <= {3 + 2, 3 + 5}
     figures = engine.speculation
-    assert figures.accepted_tokens < figures.draft_tokens, "no draft was wrong"
-    assert found[0] == found[1]
+    assert figures.drafts > 20
+    assert figures.draft_tokens / 3 < figures.accepted_tokens < figures.draft_tokens, "none was wrong, or too many"
+    assert max(request.num_tokens for request in requests) == 48
+    for plain, drafted in zip(*found, strict=True):
+        assert plain[:2] == drafted[:2]
+        assert plain[2] == pytest.approx(drafted[2], abs=1e-4)
+
+
+def test_a_plan_says_where_each_token_of_a_step_stands():
+    """Three sequences and an idle row: one token and two guessed ones, one token alone, one and three guessed ones."""
+    tokens = torch.arange(40).view(4, 10)
+    plan = torch.tensor([[2, 4, 2, 91, 92, 0], [0, 7, 0, 0, 0, 0], [1, 2, 3, 81, 82, 83], idle_plan(3, 3)])
+    planned = Planned.of(plan, tokens)
+    assert planned.ids_N.tolist()[:8] == [24, 91, 92, 7, 12, 81, 82, 83]
+    assert planned.positions_N.tolist() == [4, 5, 6, 7, 2, 3, 4, 5] + [-1] * 8
+    assert planned.slots_N.tolist()[:8] == [2, 2, 2, 0, 1, 1, 1, 1]
+    assert planned.offsets.tolist() == [0, 3, 4, 8, 8]
+    assert planned.lengths_B.tolist() == [7, 8, 6, 0]
+    assert planned.rows_BJ.tolist()[:3] == [[0, 1, 2, 2], [3, 3, 3, 3], [4, 5, 6, 7]]
+    places = torch.tensor([7, 2, 4, -1])
+    kept = tokens.clone()
+    planned.keep(tokens, places, torch.tensor([1, 0, 3, 0]), torch.tensor([50, 51, 52, 53]))
+    assert places.tolist() == [8, 6, 6, -1]
+    kept[2, 6], kept[0, 8], kept[1, 6] = 50, 51, 52
+    assert torch.equal(tokens, kept)
+    full = Planned.of(torch.tensor([[1, 8, 1, 5, 0, 0]]), tokens)
+    full.keep(tokens, places, torch.tensor([1]), torch.tensor([99]))  # its row ends there
+    assert torch.equal(tokens, kept)
 
 
 def test_a_recording_that_fails_costs_no_request(model, tokenizer, caplog):
@@ -368,5 +428,5 @@ def test_a_recording_that_fails_costs_no_request(model, tokenizer, caplog):
         found.append([(request.output_ids, request.finish_reason) for request in requests])
     assert found[0] == found[1]
     assert caplog.text.count("out of memory") == 1
-    assert [rows for rows, _ in recording.recorded] == [2, 1]
+    assert [kind[0] for kind in recording.recorded] == [2, 1]
     assert recording.replays == 8

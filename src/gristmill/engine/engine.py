@@ -291,7 +291,9 @@ class Engine:
         for new in checked:
             if new.request.finish_reason is None:
                 speculator.verified(new.request, new.drafted, len(new.token_ids) - 1)
-        if seconds is not None and all(chunk.samples and chunk.num_tokens == 1 + len(chunk.drafts) for chunk in step.chunks):
+        if seconds is not None and all(
+            chunk.samples and chunk.num_tokens == 1 + len(chunk.drafts) for chunk in step.chunks
+        ):
             tokens = len(step.chunks) + sum(len(new.token_ids) - 1 for new in checked)
             speculator.took(len(step.chunks), seconds, tokens, bool(checked))
 

@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from ..model.config import ModelShape
+from .draft_steps import FACTS, Found, idle_plan
 from .sampler import Asked, Drawn
 from .sending import on_its_way
 
 Decode = Callable[[Tensor, Asked], Drawn]  # (slots_B, asked) -> what was drawn; all of it on the device
-# Decode, its slots and what is asked -> what it drew, and a function that draws anew into the same tensors.
-Capture = Callable[[Decode, Tensor, Asked], tuple[Drawn, Callable[[], None]]]
+Check = Callable[[Tensor, Asked], Found]  # (plan_BP, asked) -> what was found, in the same way
+# Such a step, its input and what is asked -> its results, and a function that makes them anew in the same tensors.
+Capture = Callable[[Callable[[Tensor, Asked], Any], Tensor, Asked], tuple[Any, Callable[[], None]]]
 
 
 class NotRecorded(Exception):
@@ -34,10 +36,10 @@ class NotRecorded(Exception):
 
 @dataclass
 class _Graph:
-    slots_B: Tensor
-    drawn: Drawn
+    given: Tensor
+    results: Any
     replay: Callable[[], None]
-    slots: list[int]  # what `slots_B` holds, without the rows that fill it up
+    slots: list[int]  # what `given` holds of a decoding step, without the rows that fill it up
 
 
 def unrecorded(config: ModelShape) -> str | None:
@@ -53,12 +55,11 @@ class DecodeGraphs:
     """Replays steps of up to `most_rows` rows. `idle_slot` is the row of the tables that pads them; `model` is the one
     whose weights the steps read."""
 
-    def __init__(
-        self, most_rows: int, idle_slot: int, capture: Capture | None = None, model: nn.Module | None = None
-    ):
+    def __init__(self, most_rows: int, idle_slot: int, capture: Capture | None = None, model: nn.Module | None = None):
         self.most_rows, self.idle_slot = most_rows, idle_slot
         self._capture: Capture = capture or _CudaCapture()
-        self._graphs: dict[tuple[int, Asked], _Graph | None] = {}  # None: could not be recorded
+        # By rows, most tokens of a draft, and what is asked; None: could not be recorded.
+        self._graphs: dict[tuple[int, int, Asked], _Graph | None] = {}
         self._slots: list[int] = []  # of the last batch
         self.just_recorded = False  # in the last run, which took longer for it
         held = [] if model is None else list(model.modules())
@@ -70,29 +71,56 @@ class DecodeGraphs:
         """One step of `decode`, always the same, for these slots; the tokens are in tensors that the next step of this
         kind writes again. Where the step is new and cannot be recorded, NotRecorded is raised and nothing has changed;
         None where that was found before."""
-        if slots != self._slots:
-            self._slots = list(slots)
-            if self._addresses != (addresses := self._where()):
-                self._graphs.clear()
-                self._addresses = addresses
+        self._look(slots)
         rows = bucket(len(slots), self.most_rows)
-        self.just_recorded = (rows, asked) not in self._graphs
-        if self.just_recorded:
-            self._graphs[rows, asked] = None
-            slots_B = torch.full((rows,), self.idle_slot, dtype=torch.int32, device=device)
-            try:
-                self._graphs[rows, asked] = _Graph(slots_B, *self._capture(decode, slots_B, asked), [])
-            except Exception as error:
-                raise NotRecorded(f"a step of {rows} rows: {error}") from error
-        graph = self._graphs[rows, asked]
+        graph = self._graph(decode, rows, 0, asked, device)
         if graph is None:
             return None
         if graph.slots != slots:
             graph.slots = list(slots)
             padded = graph.slots + [self.idle_slot] * (rows - len(slots))
-            graph.slots_B.copy_(on_its_way(padded, torch.int32, device), non_blocking=True)
+            graph.given.copy_(on_its_way(padded, torch.int32, device), non_blocking=True)
         graph.replay()
-        return _first(graph.drawn, len(slots))
+        return _first(graph.results, len(slots))
+
+    def check(self, check: Check, plan: list[list[int]], asked: Asked, device: torch.device) -> Found | None:
+        """A step in which drafts are checked (draft_steps.py), in the same way; `plan` has a row for each sequence."""
+        self._look([row[0] for row in plan])
+        rows, width = bucket(len(plan), self.most_rows), len(plan[0]) - FACTS
+        graph = self._graph(check, rows, width, asked, device)
+        if graph is None:
+            return None
+        padded = plan + [idle_plan(self.idle_slot, width)] * (rows - len(plan))
+        graph.given.copy_(on_its_way(padded, torch.int64, device), non_blocking=True)
+        graph.replay()
+        found: Found = graph.results
+        return Found(*(part[: len(plan)] for part in (found.tokens_BJ, found.accepted_B, found.finite_B)))
+
+    def _look(self, slots: Sequence[int]) -> None:
+        """Where the batch is another, see whether the weights are where they were."""
+        if slots != self._slots:
+            self._slots = list(slots)
+            if self._addresses != (addresses := self._where()):
+                self._graphs.clear()
+                self._addresses = addresses
+
+    def _graph(
+        self, step: Callable[[Tensor, Asked], Any], rows: int, width: int, asked: Asked, device: torch.device
+    ) -> _Graph | None:
+        """The recording of a step of so many rows, with drafts of up to `width` tokens; made of idle rows."""
+        key = rows, width, asked
+        self.just_recorded = key not in self._graphs
+        if self.just_recorded:
+            self._graphs[key] = None
+            if width:
+                given = torch.tensor([idle_plan(self.idle_slot, width)] * rows, device=device)
+            else:
+                given = torch.full((rows,), self.idle_slot, dtype=torch.int32, device=device)
+            try:
+                self._graphs[key] = _Graph(given, *self._capture(step, given, asked), [])
+            except Exception as error:
+                raise NotRecorded(f"a step of {rows} rows: {error}") from error
+        return self._graphs[key]
 
     def look_again(self) -> None:
         """At the next step it is asked where the weights are, be the batch another or not."""
@@ -131,7 +159,9 @@ class _CudaCapture:
         self._aside: Any = None
         self._last: Callable[[], Any] = lambda: None  # the graph recorded last, as long as there is one
 
-    def __call__(self, decode: Decode, slots_B: Tensor, asked: Asked) -> tuple[Drawn, Callable[[], None]]:
+    def __call__(
+        self, step: Callable[[Tensor, Asked], Any], given: Tensor, asked: Asked
+    ) -> tuple[Any, Callable[[], None]]:
         if self._aside is None:
             self._aside = torch.cuda.Stream()
         if self._last() is None:  # torch takes back a pool that no graph is left of, and lends it no more
@@ -140,7 +170,7 @@ class _CudaCapture:
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(2):
-                decode(slots_B, asked)
+                step(given, asked)
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         # A recording that fails leaves its stream behind as the current one. Other threads may go on: a server's other
@@ -149,6 +179,6 @@ class _CudaCapture:
             torch.cuda.stream(current),
             torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"),
         ):
-            drawn = decode(slots_B, asked)
+            results = step(given, asked)
         self._last = weakref.ref(graph)
-        return drawn, graph.replay
+        return results, graph.replay

@@ -26,15 +26,17 @@ from ..model.decoder import Decoder
 from .attention import InvariantAttention, PagedAttention
 from .cache import PagedCache
 from .config import EngineConfig
+from .draft_steps import Found, Planned, plans
 from .fused import FusedDecoder, FusedStep, unfused, varies
 from .graphs import DecodeGraphs, NotRecorded, unrecorded
 from .request import Request
 from .sampler import Asked, Drawn, Read, Sampler
 from .scheduler import Chunk, Step
-from .scoring import Checked, Drafts, PromptScores, check_drafts, score_prompts
+from .scoring import Checked, Drafts, PromptScores, check_drafts, score_prompts, what_stays
 from .sending import on_its_way, sent
 
 log = logging.getLogger(__name__)
+MOST_QUERIES = 64  # of a sequence and key head that the decoding kernel takes at once; above, the other one
 
 
 class Runner:
@@ -72,6 +74,10 @@ class Runner:
             launched = self._replay(step, self.graphs)
             if launched is not None:
                 return launched
+        elif self.graphs is not None and drafts and not step.copies and not self.config.batch_invariant:
+            launched = self._replay_checking(step, drafts, self.graphs)
+            if launched is not None:
+                return launched
         hidden_NC = self.hidden_states(step)
         launched = self._draw(step, hidden_NC)
         if not step.decode_only:
@@ -102,9 +108,7 @@ class Runner:
             return None
         self._fill_tables(step)
         slots = [_slot(chunk) for chunk in step.chunks]
-        if self._asked is None or self._asked[0] != slots:
-            self._asked = slots, self.sampler.asked(slots)
-        asked = self._asked[1]
+        asked = self._asked_by(slots)
         if asked.beams:
             return None
         moved = [(slot, chunk.start) for slot, chunk in zip(slots, step.chunks, strict=True) if self._is_moved(chunk)]
@@ -123,6 +127,52 @@ class Runner:
         drawn.tops = self.sampler.tops() if asked.top is not None else {}
         drawn.start_read()
         return Launched(requests, drawn, recorded=graphs.just_recorded)
+
+    def _asked_by(self, slots: list[int]) -> Asked:
+        if self._asked is None or self._asked[0] != slots:
+            self._asked = slots, self.sampler.asked(slots)
+        return self._asked[1]
+
+    def _replay_checking(self, step: Step, drafts: Drafts, graphs: DecodeGraphs) -> Launched | None:
+        """The same of a step in which drafts are checked; they are not written into the table."""
+        assert self.config.speculation is not None
+        self._fill_tables(step, drafts=False)
+        slots = [_slot(chunk) for chunk in step.chunks]
+        asked = self._asked_by(slots)
+        plan = plans(step, drafts, asked, self.config.speculation.num_tokens)
+        if plan is None:
+            return None
+        try:
+            found = graphs.check(self.check, plan, asked, self.device)
+        except NotRecorded as error:
+            log.warning("such steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
+            return None
+        if found is None:
+            return None
+        for slot, chunk in zip(slots, step.chunks, strict=True):
+            self._next[slot] = -1 if chunk.drafts else chunk.start + 1  # with a draft only the device knows
+        checked = Checked(step.chunks, found.tokens_BJ, found.accepted_B, found.finite_B)
+        checked.start_read()
+        return Launched([], None, checked=checked, recorded=graphs.just_recorded)
+
+    def check(self, plan_BP: Tensor, asked: Asked) -> Found:
+        """A step of these rows (draft_steps.py), on the device from beginning to end, as `decode`."""
+        planned = Planned.of(plan_BP, self.tokens_ST)
+        rows, width = planned.rows_BJ.shape
+        shared = self.model.config.num_heads // self.model.config.cache_shape[0]
+        decoding = rows if shared * width <= MOST_QUERIES else 0
+        most = width if decoding else 1
+        batch = PagedBatch(planned.slots_B.int(), planned.offsets, planned.lengths_B, decoding, most)
+        attend = PagedAttention(self.cache.layers, batch)
+        hidden_NC = self._fused_states(planned.ids_N, planned.slots_N, planned.positions_N, attend)
+        logits_BJV = self._logits(hidden_NC[planned.rows_BJ.flatten()]).view(rows, width, -1)
+        counts_B = planned.counts_B.clamp(min=0)
+        accepted_B, next_B = self.sampler.verify_as(
+            asked, logits_BJV, planned.slots_B, planned.starts_B + 1, planned.drafts_BK, counts_B
+        )
+        planned.keep(self.tokens_ST, self.places_S, accepted_B, next_B)
+        tokens_BJ, finite_B = what_stays(logits_BJV, planned.drafts_BK, accepted_B, next_B)
+        return Found(tokens_BJ, accepted_B, finite_B)
 
     def _is_moved(self, chunk: Chunk) -> bool:
         """Whether a sequence goes on elsewhere than behind its last step, as one whose drafts were wrong."""
@@ -251,10 +301,10 @@ class Runner:
                 errors[row] = error
         return sent(masks_BW, self.device), errors
 
-    def _fill_tables(self, step: Step) -> None:
-        """Rows of requests that are new in their slot, and blocks that others have got since."""
+    def _fill_tables(self, step: Step, drafts: bool = True) -> None:
+        """Rows of requests that are new in their slot, blocks that others have got since, and tokens of drafts."""
         new: list[tuple[int, int, int]] = []
-        drafts: list[tuple[int, int, int]] = []
+        guessed: list[tuple[int, int, int]] = []
         for chunk in step.chunks:
             request, slot = chunk.request, _slot(chunk)
             if self._placed.get(slot) != (request.id, request.num_preemptions):
@@ -265,9 +315,9 @@ class Runner:
             for number in range(first, len(request.blocks)):
                 new.append((slot, number, request.blocks[number]))
             self._sent[slot] = len(request.blocks)
-            drafts += [(slot, place, token) for place, token in enumerate(chunk.drafts, chunk.start + 1)]
-        if drafts:
-            slots, places, tokens = on_its_way(drafts, torch.int64, self.device).unbind(1)
+            guessed += [(slot, place, token) for place, token in enumerate(chunk.drafts, chunk.start + 1)]
+        if guessed and drafts:
+            slots, places, tokens = on_its_way(guessed, torch.int64, self.device).unbind(1)
             self.tokens_ST[slots, places] = tokens
         if new:
             slots, numbers, blocks = on_its_way(new, torch.int64, self.device).unbind(1)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..kernels.sampling import DrawTable, Need, Verified, draw, uniforms, verify, verify_drawn, weights
 from .request import Request, TokenLogprob
 from .sampling import SamplingParams
-from .sending import on_its_way, sent
+from .sending import Copied, on_its_way, sent
 
 PROMPT = 1 << 30  # in a count: the token stands in the prompt
 ALWAYS = 1 << 62  # a position that no sequence reaches
@@ -56,8 +56,7 @@ class Drawn:
     top_ids_BK: Tensor | None = None
     top_values_BK: Tensor | None = None
     tops: Mapping[int, int] = field(default_factory=dict)  # by slot, the likeliest tokens it wants with each token
-    _copied: list[Tensor] | None = None
-    _event: torch.cuda.Event | None = None
+    _copied: Copied | None = None
 
     def _parts(self) -> list[Tensor]:
         parts = [self.tokens_B, self.finite_B]
@@ -67,18 +66,11 @@ class Drawn:
 
     def start_read(self) -> None:
         """Start the copies that `read` needs behind the work that is under way; on a CPU there are none."""
-        if self.tokens_B.is_cuda:
-            self._copied = [torch.empty_like(part, device="cpu", pin_memory=True) for part in self._parts()]
-            for copied, part in zip(self._copied, self._parts(), strict=True):
-                copied.copy_(part, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+        self._copied = Copied.of(self._parts())
 
     def read(self) -> Read:
         """The tokens, once the device is done with them."""
-        if self._event is not None:
-            self._event.synchronize()
-        parts = [part.tolist() for part in self._copied or self._parts()]
+        parts = [part.tolist() for part in (self._copied or Copied(self._parts())).read()]
         logprobs = {}
         if len(parts) > 2:
             for row, (slot, logprob, ids, values) in enumerate(zip(*parts[2:], strict=True)):
@@ -290,12 +282,27 @@ class Sampler:
         drafts) is a draft of probability 1: it changes no token, seeded or not. `masks`: int32 `[B, J, ceil(V / 32)]`.
         Rows with penalties have no drafts.
         """
-        count, places, vocab = logits_BJV.shape
-        flat = Sampler._repeat(slots_B, places), (positions_B[:, None] + _range(places, positions_B)).flatten()
         if slots is None and not slots_B.is_cuda:
             slots = slots_B.tolist()
         asked = self.asked(slots)
+        return self.verify_as(asked, logits_BJV, slots_B, positions_B, drafts_BK, counts_B, draft_probs_BKV, masks)
+
+    @torch.inference_mode()
+    def verify_as(
+        self,
+        asked: Asked,
+        logits_BJV: Tensor,
+        slots_B: Tensor,
+        positions_B: Tensor,
+        drafts_BK: Tensor,
+        counts_B: Tensor,
+        draft_probs_BKV: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> Verified:
+        """`verify` of rows that ask for no more than this; without probabilities and masks a CUDA graph can hold it."""
         assert not asked.penalties, "penalties change with every token of a draft"
+        count, places, vocab = logits_BJV.shape
+        flat = Sampler._repeat(slots_B, places), (positions_B[:, None] + _range(places, positions_B)).flatten()
         flat_masks = None if masks is None else masks.flatten(0, 1)
         ready = self._ready(logits_BJV.reshape(-1, vocab), *flat, flat_masks, asked)
         tokens, _ = draw(ready, self.table, *flat, asked.need)

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from .request import Request, TokenLogprob
 from .sampler import Sampler, logprobs_of, prompt_logprobs
 from .scheduler import Chunk
-from .sending import on_its_way, sent
+from .sending import Copied, on_its_way, sent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,10 +47,19 @@ class Checked:
     accepted_B: Tensor
     finite_B: Tensor
     logprobs: tuple[Tensor, Tensor, Tensor] | None = None  # `[B, J]`, and ids and values of the likeliest `[B, J, T]`
+    _copied: Copied | None = None
+
+    def start_read(self) -> None:
+        """Start the copies that `read` needs behind the work that is under way."""
+        self._copied = Copied.of(self._parts())
+
+    def _parts(self) -> list[Tensor]:
+        return [self.accepted_B, self.tokens_BJ, self.finite_B]
 
     def read(self) -> list[New]:
         """Waits for the device."""
-        given = zip(self.chunks, self.accepted_B.tolist(), self.tokens_BJ.tolist(), self.finite_B.tolist(), strict=True)
+        parts = (self._copied or Copied(self._parts())).read()
+        given = zip(self.chunks, *(part.tolist() for part in parts), strict=True)
         logprobs = None if self.logprobs is None else [part.tolist() for part in self.logprobs]
         new = []
         for row, (chunk, accepted, tokens, finite) in enumerate(given):
@@ -92,9 +101,7 @@ def check_drafts(
     probs = _probs([draft for draft, _ in given], counts, most, vocab, device)
     masks = _masks([masks for _, masks in given], most + 1, vocab, device)
     accepted_B, next_B = sampler.verify(logits_BJV, slots_B, positions_B, drafts_BK, counts_B, probs, masks, slots)
-    tokens_BJ = pad(drafts_BK, (0, 1)).scatter(1, accepted_B[:, None], next_B[:, None])
-    behind_BJ = torch.arange(most + 1, device=device) > accepted_B[:, None]
-    finite_B = (logits_BJV.amax(dim=-1).isfinite() | behind_BJ).all(dim=-1)
+    tokens_BJ, finite_B = what_stays(logits_BJV, drafts_BK, accepted_B, next_B)
     places_B, longest = positions_B + accepted_B, tokens_SL.shape[1]  # a full context has no place for the last token
     kept_B = tokens_SL[slots_B, places_B.clamp(max=longest - 1)]
     tokens_SL[slots_B, places_B.clamp(max=longest - 1)] = torch.where(places_B < longest, next_B, kept_B)
@@ -105,6 +112,13 @@ def check_drafts(
         rows = tokens_BJ.shape
         result.logprobs = logprob.view(rows), ids.view(*rows, -1), values.view(*rows, -1)
     return result
+
+
+def what_stays(logits_BJV: Tensor, drafts_BK: Tensor, accepted_B: Tensor, next_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Each draft with the token that follows in its place `[B, J]`, and whether the logits up to there are finite."""
+    tokens_BJ = pad(drafts_BK, (0, 1)).scatter(1, accepted_B[:, None], next_B[:, None])
+    behind_BJ = torch.arange(tokens_BJ.shape[1], device=drafts_BK.device) > accepted_B[:, None]
+    return tokens_BJ, (logits_BJV.amax(dim=-1).isfinite() | behind_BJ).all(dim=-1)
 
 
 def _probs(
