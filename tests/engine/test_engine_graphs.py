@@ -69,6 +69,32 @@ def engine_of(model, tokenizer, replayed, **changes):
     return engine
 
 
+class Knowing:
+    """Guesses what a reply will be, now and then with a mistake, or nothing."""
+
+    def __init__(self, replies, rng):
+        self.replies, self.rng = replies, rng
+
+    def ready(self, request):
+        return True
+
+    def draft(self, requests, most):
+        drafts = []
+        for request, room in zip(requests, most, strict=True):
+            done = len(request.output_ids)
+            tokens = self.replies[tuple(request.prompt_ids)][done : done + self.rng.randint(0, room)]
+            if tokens and self.rng.random() < 0.4:
+                tokens[self.rng.randrange(len(tokens))] = self.rng.randrange(269)
+            drafts.append(Draft(tokens))
+        return drafts
+
+    def verified(self, request, drafted, accepted):
+        pass
+
+    def forget(self, request):
+        pass
+
+
 def params_of(rng):
     kind = rng.randrange(5)
     common = {"max_tokens": rng.randint(1, 20), "ignore_eos": True, "seed": rng.randrange(100)}
@@ -261,6 +287,33 @@ def test_graphs_give_what_launched_kernels_give(on_gpu, tokenizer, requests, kv_
 
 @pytest.mark.gpu
 @gpu
+@pytest.mark.parametrize("requests", [1, 5, 16])
+def test_drafts_are_checked_by_graphs(on_gpu, tokenizer, requests):
+    pytest.importorskip("triton")
+    found, replies = [], {}
+    for speculation in (None, SpeculationConfig()):
+        engine = gpu_engine(on_gpu, tokenizer, True, speculation=speculation)
+        if speculation is not None:
+            engine.speculator.control.allows = lambda batch: True
+            engine.speculator.proposer = Knowing(replies, random.Random(requests))
+        rng = random.Random(requests)
+        given = [
+            engine.add_request([rng.randrange(269) for _ in range(rng.randint(1, 30))], params)
+            for params in [SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)] * requests
+        ]
+        while engine.has_work:
+            engine.step()
+        found.append([request.output_ids for request in given])
+        replies = {tuple(request.prompt_ids): request.output_ids for request in given}
+    assert any(shape[1:] for shape, _, _ in engine.runner.graphs._graphs), "no such step was recorded"
+    figures = engine.speculation
+    assert figures.accepted_tokens > figures.draft_tokens / 3
+    # As above, and a draft's step multiplies more rows than a plain one: ties may fall the other way.
+    assert sum(mine == expected for mine, expected in zip(*found, strict=True)) >= 0.8 * requests
+
+
+@pytest.mark.gpu
+@gpu
 def test_launching_waits_for_nothing(on_gpu, tokenizer):
     pytest.importorskip("triton")
     engine = gpu_engine(on_gpu, tokenizer, True)
@@ -321,32 +374,6 @@ def test_weights_changed_in_place_are_seen_by_graphs(tokenizer, tmp_path):
     assert after == request.output_ids
 
 
-class Knowing:
-    """Guesses what a reply will be, now and then with a mistake, or nothing."""
-
-    def __init__(self, replies, rng):
-        self.replies, self.rng = replies, rng
-
-    def ready(self, request):
-        return True
-
-    def draft(self, requests, most):
-        drafts = []
-        for request, room in zip(requests, most, strict=True):
-            done = len(request.output_ids)
-            tokens = self.replies[tuple(request.prompt_ids)][done : done + self.rng.randint(0, room)]
-            if tokens and self.rng.random() < 0.4:
-                tokens[self.rng.randrange(len(tokens))] = self.rng.randrange(269)
-            drafts.append(Draft(tokens))
-        return drafts
-
-    def verified(self, request, drafted, accepted):
-        pass
-
-    def forget(self, request):
-        pass
-
-
 @pytest.mark.parametrize("blocks", [40, 20])  # few: requests are preempted
 @pytest.mark.parametrize("seed", range(4))
 def test_drafts_between_replayed_steps(model, tokenizer, seed, blocks):
@@ -383,6 +410,28 @@ def test_drafts_between_replayed_steps(model, tokenizer, seed, blocks):
     for plain, drafted in zip(*found, strict=True):
         assert plain[:2] == drafted[:2]
         assert plain[2] == pytest.approx(drafted[2], abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_forms_are_part_of_replayed_steps(model, tokenizer, seed):
+    pytest.importorskip("llguidance")
+    found = []
+    for replayed in (False, True):
+        engine = engine_of(model, tokenizer, replayed, run_ahead=int(replayed))
+        rng = random.Random(seed)
+        requests = []
+        for number in range(9):
+            form = [{"regex": "[abc]{2,9}"}, {"choice": ["river", "ripple", "stone"]}, {}][number % 3]
+            params = SamplingParams(max_tokens=rng.randint(3, 14), seed=number, temperature=0.9, **form)
+            requests.append(engine.add_request([rng.randrange(269) for _ in range(rng.randint(1, 9))], params))
+        while engine.has_work:
+            engine.step()
+        found.append([(request.output_ids, "".join(request.text), request.finish_reason) for request in requests])
+    kinds = {kind[:-1] for kind in engine.runner.graphs._capture.recorded}
+    assert any(len(kind) == 2 and kind[1] == 1 + -(-269 // 32) for kind in kinds)
+    assert any(len(kind) == 1 for kind in kinds), "steps without a form carry no masks"
+    assert found[0] == found[1]
+    assert all(set(text) <= set("abc") and 0 < len(text) < 10 for _, text, _ in found[1][::3])
 
 
 def test_a_plan_says_where_each_token_of_a_step_stands():

@@ -24,9 +24,9 @@ FACTS = 3  # numbers of a plan before the draft: slot, place of the first token 
 SHORT = 2  # of the two widths that steps are recorded with
 
 
-def plans(step: Step, drafts: Drafts, asked: Asked, most: int) -> list[list[int]] | None:
-    """The step as rows of numbers, each with room for SHORT or for `most` guessed tokens; None where it is more than
-    one token and a draft of every sequence, or asks what such a step has not."""
+def plans(step: Step, drafts: Drafts, asked: Asked, most: int) -> Tensor | None:
+    """The step as rows of numbers, `[B, P]`, each with room for SHORT or for `most` guessed tokens; None where it is
+    more than one token and a draft of every sequence, or asks what such a step has not."""
     if asked.penalties or asked.beams or asked.top is not None:
         return None
     for chunk in step.chunks:
@@ -36,7 +36,7 @@ def plans(step: Step, drafts: Drafts, asked: Asked, most: int) -> list[list[int]
             return None
     longest = max(len(chunk.drafts) for chunk in step.chunks)
     width = SHORT if longest <= SHORT else most
-    return [_plan(chunk, width) for chunk in step.chunks]
+    return torch.tensor([_plan(chunk, width) for chunk in step.chunks])
 
 
 def _plan(chunk: Chunk, width: int) -> list[int]:
@@ -45,9 +45,9 @@ def _plan(chunk: Chunk, width: int) -> list[int]:
     return [chunk.request.slot, chunk.start, count, *chunk.drafts, *[0] * (width - count)]
 
 
-def idle_plan(slot: int, width: int) -> list[int]:
+def idle_plan(slot: int, width: int) -> Tensor:
     """A row that fills a batch up: it has not even a token."""
-    return [slot, 0, -1, *[0] * width]
+    return torch.tensor([slot, 0, -1, *[0] * width])
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 A small model's step takes a fraction of a millisecond, and starting its kernels one by one takes the host ten times as
 long. Between two decoding steps nothing changes but what lies in tables on the device, so a step is recorded once for
 each number of rows, rounded up (`bucket`), and each kind of drawing (`Asked`), on its first use, and then replayed.
-Rows that fill up a bucket are the idle slot's, which reads and writes nothing that counts.
+Rows that fill up a bucket are the idle slot's, which reads and writes nothing that counts. Steps that are told more
+than their slots, what forms allow or which drafts to check (draft_steps.py), get it as a row of numbers each.
 
 The recorded step holds the addresses of weights, cache and tables. Changing what lies there is right; weights in other
 tensors than before are noticed when the batch changes, or `look_again` is called, and recorded anew.
@@ -13,21 +14,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..model.config import ModelShape
-from .draft_steps import FACTS, Found, idle_plan
-from .sampler import Asked, Drawn
-from .sending import on_its_way
+from .sampler import Asked
+from .sending import sent
 
-Decode = Callable[[Tensor, Asked], Drawn]  # (slots_B, asked) -> what was drawn; all of it on the device
-Check = Callable[[Tensor, Asked], Found]  # (plan_BP, asked) -> what was found, in the same way
+# What it is given, a row for each sequence, and what is asked -> its results; all of it on the device.
+Recorded = Callable[[Tensor, Asked], Any]
 # Such a step, its input and what is asked -> its results, and a function that makes them anew in the same tensors.
-Capture = Callable[[Callable[[Tensor, Asked], Any], Tensor, Asked], tuple[Any, Callable[[], None]]]
+Capture = Callable[[Recorded, Tensor, Asked], tuple[Any, Callable[[], None]]]
 
 
 class NotRecorded(Exception):
@@ -39,7 +39,7 @@ class _Graph:
     given: Tensor
     results: Any
     replay: Callable[[], None]
-    slots: list[int]  # what `given` holds of a decoding step, without the rows that fill it up
+    slots: list[int]  # whose rows `given` holds, without those that fill it up
 
 
 def unrecorded(config: ModelShape) -> str | None:
@@ -58,8 +58,9 @@ class DecodeGraphs:
     def __init__(self, most_rows: int, idle_slot: int, capture: Capture | None = None, model: nn.Module | None = None):
         self.most_rows, self.idle_slot = most_rows, idle_slot
         self._capture: Capture = capture or _CudaCapture()
-        # By rows, most tokens of a draft, and what is asked; None: could not be recorded.
-        self._graphs: dict[tuple[int, int, Asked], _Graph | None] = {}
+        self._idle = torch.tensor(idle_slot, dtype=torch.int32)
+        # By the shape and type of what they are given, and what is asked; None: could not be recorded.
+        self._graphs: dict[tuple[tuple[int, ...], torch.dtype, Asked], _Graph | None] = {}
         self._slots: list[int] = []  # of the last batch
         self.just_recorded = False  # in the last run, which took longer for it
         held = [] if model is None else list(model.modules())
@@ -67,34 +68,35 @@ class DecodeGraphs:
         self._kept = [kept for module in held for kept in (module._parameters, module._buffers) if kept]
         self._addresses = self._where()
 
-    def run(self, decode: Decode, slots: Sequence[int], asked: Asked, device: torch.device) -> Drawn | None:
-        """One step of `decode`, always the same, for these slots; the tokens are in tensors that the next step of this
-        kind writes again. Where the step is new and cannot be recorded, NotRecorded is raised and nothing has changed;
-        None where that was found before."""
-        self._look(slots)
-        rows = bucket(len(slots), self.most_rows)
-        graph = self._graph(decode, rows, 0, asked, device)
-        if graph is None:
-            return None
-        if graph.slots != slots:
-            graph.slots = list(slots)
-            padded = graph.slots + [self.idle_slot] * (rows - len(slots))
-            graph.given.copy_(on_its_way(padded, torch.int32, device), non_blocking=True)
-        graph.replay()
-        return _first(graph.results, len(slots))
+    def run(
+        self,
+        step: Recorded,
+        slots: Sequence[int],
+        asked: Asked,
+        device: torch.device,
+        rows: Tensor | None = None,
+        idle: Tensor | None = None,
+    ) -> Any | None:
+        """One step for these slots; its results, of all rows of the bucket, lie where the next step of this kind writes
+        again. Where the step is new and cannot be recorded, NotRecorded is raised and nothing has changed; None where
+        that was found before.
 
-    def check(self, check: Check, plan: list[list[int]], asked: Asked, device: torch.device) -> Found | None:
-        """A step in which drafts are checked (draft_steps.py), in the same way; `plan` has a row for each sequence."""
-        self._look([row[0] for row in plan])
-        rows, width = bucket(len(plan), self.most_rows), len(plan[0]) - FACTS
-        graph = self._graph(check, rows, width, asked, device)
+        `step` is given `rows`, a processor's tensor with a row for each slot, or the slots themselves (int32); `idle`
+        is a row that fills a batch up. Steps that are given rows of one shape and type must be the same step.
+        """
+        self._look(slots)
+        idle = self._idle if idle is None else idle
+        size = bucket(len(slots), self.most_rows)
+        graph = self._graph(step, idle.expand(size, *idle.shape), asked, device)
         if graph is None:
             return None
-        padded = plan + [idle_plan(self.idle_slot, width)] * (rows - len(plan))
-        graph.given.copy_(on_its_way(padded, torch.int64, device), non_blocking=True)
+        if rows is not None or graph.slots != slots:
+            graph.slots = list(slots)
+            rows = torch.tensor(slots, dtype=torch.int32) if rows is None else rows
+            padded = torch.cat([rows, idle.expand(size - len(slots), *idle.shape)])
+            graph.given.copy_(sent(padded, device), non_blocking=True)
         graph.replay()
-        found: Found = graph.results
-        return Found(*(part[: len(plan)] for part in (found.tokens_BJ, found.accepted_B, found.finite_B)))
+        return graph.results
 
     def _look(self, slots: Sequence[int]) -> None:
         """Where the batch is another, see whether the weights are where they were."""
@@ -104,22 +106,17 @@ class DecodeGraphs:
                 self._graphs.clear()
                 self._addresses = addresses
 
-    def _graph(
-        self, step: Callable[[Tensor, Asked], Any], rows: int, width: int, asked: Asked, device: torch.device
-    ) -> _Graph | None:
-        """The recording of a step of so many rows, with drafts of up to `width` tokens; made of idle rows."""
-        key = rows, width, asked
+    def _graph(self, step: Recorded, idle: Tensor, asked: Asked, device: torch.device) -> _Graph | None:
+        """The recording of a step of as many rows; made of idle ones."""
+        key = tuple(idle.shape), idle.dtype, asked
         self.just_recorded = key not in self._graphs
         if self.just_recorded:
             self._graphs[key] = None
-            if width:
-                given = torch.tensor([idle_plan(self.idle_slot, width)] * rows, device=device)
-            else:
-                given = torch.full((rows,), self.idle_slot, dtype=torch.int32, device=device)
+            given = idle.contiguous().to(device, copy=True)
             try:
                 self._graphs[key] = _Graph(given, *self._capture(step, given, asked), [])
             except Exception as error:
-                raise NotRecorded(f"a step of {rows} rows: {error}") from error
+                raise NotRecorded(f"a step of {len(idle)} rows: {error}") from error
         return self._graphs[key]
 
     def look_again(self) -> None:
@@ -140,15 +137,6 @@ def bucket(rows: int, most: int) -> int:
     return min(-(-rows // step) * step, most)
 
 
-def _first(drawn: Drawn, rows: int) -> Drawn:
-    parts = {
-        name: tensor[:rows]
-        for name in ("tokens_B", "finite_B", "slots_B", "logprob_B", "top_ids_BK", "top_values_BK")
-        if (tensor := getattr(drawn, name)) is not None
-    }
-    return replace(drawn, **parts)
-
-
 class _CudaCapture:
     """Records on a stream of its own, after a run that compiles the kernels and finds what would wait for the device.
     All graphs share one pool of memory: they run one after the other, and what one drew is copied before the next. The
@@ -159,9 +147,7 @@ class _CudaCapture:
         self._aside: Any = None
         self._last: Callable[[], Any] = lambda: None  # the graph recorded last, as long as there is one
 
-    def __call__(
-        self, step: Callable[[Tensor, Asked], Any], given: Tensor, asked: Asked
-    ) -> tuple[Any, Callable[[], None]]:
+    def __call__(self, step: Recorded, given: Tensor, asked: Asked) -> tuple[Any, Callable[[], None]]:
         if self._aside is None:
             self._aside = torch.cuda.Stream()
         if self._last() is None:  # torch takes back a pool that no graph is left of, and lends it no more

@@ -26,7 +26,7 @@ from ..model.decoder import Decoder
 from .attention import InvariantAttention, PagedAttention
 from .cache import PagedCache
 from .config import EngineConfig
-from .draft_steps import Found, Planned, plans
+from .draft_steps import FACTS, Found, Planned, idle_plan, plans
 from .fused import FusedDecoder, FusedStep, unfused, varies
 from .graphs import DecodeGraphs, NotRecorded, unrecorded
 from .request import Request
@@ -104,8 +104,6 @@ class Runner:
         """A step in which every sequence decodes, as a graph; None where what it asks of the host cannot be part of
         one, or none can be made."""
         requests = [chunk.request for chunk in step.chunks]
-        if any(request.matcher is not None for request in requests):
-            return None
         self._fill_tables(step)
         slots = [_slot(chunk) for chunk in step.chunks]
         asked = self._asked_by(slots)
@@ -117,16 +115,26 @@ class Runner:
             self.places_S[moved_2B[0]] = moved_2B[1]
         for slot, chunk in zip(slots, step.chunks, strict=True):
             self._next[slot] = chunk.start + 1
+        masks_BW, errors = self._masks(requests)
         try:
-            drawn = graphs.run(self.decode, slots, asked, self.device)
+            drawn: Drawn | None
+            if masks_BW is None:
+                drawn = graphs.run(self.decode, slots, asked, self.device)
+            else:
+                slots_B1 = torch.tensor(slots, dtype=torch.int32)[:, None]
+                idle = torch.full((1 + masks_BW.shape[1],), -1, dtype=torch.int32)
+                idle[0] = graphs.idle_slot
+                rows = torch.cat([slots_B1, masks_BW], dim=1)
+                drawn = graphs.run(self.decode_masked, slots, asked, self.device, rows, idle)
         except NotRecorded as error:  # replies do not need it; they come more slowly without
             log.warning("such steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
             return None
         if drawn is None:
             return None
+        drawn = drawn.first(len(slots))
         drawn.tops = self.sampler.tops() if asked.top is not None else {}
         drawn.start_read()
-        return Launched(requests, drawn, recorded=graphs.just_recorded)
+        return Launched(requests, drawn, errors, recorded=graphs.just_recorded)
 
     def _asked_by(self, slots: list[int]) -> Asked:
         if self._asked is None or self._asked[0] != slots:
@@ -143,7 +151,8 @@ class Runner:
         if plan is None:
             return None
         try:
-            found = graphs.check(self.check, plan, asked, self.device)
+            idle = idle_plan(graphs.idle_slot, plan.shape[1] - FACTS)
+            found: Found | None = graphs.run(self.check, slots, asked, self.device, plan, idle)
         except NotRecorded as error:
             log.warning("such steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
             return None
@@ -151,7 +160,8 @@ class Runner:
             return None
         for slot, chunk in zip(slots, step.chunks, strict=True):
             self._next[slot] = -1 if chunk.drafts else chunk.start + 1  # with a draft only the device knows
-        checked = Checked(step.chunks, found.tokens_BJ, found.accepted_B, found.finite_B)
+        count = len(slots)
+        checked = Checked(step.chunks, found.tokens_BJ[:count], found.accepted_B[:count], found.finite_B[:count])
         checked.start_read()
         return Launched([], None, checked=checked, recorded=graphs.just_recorded)
 
@@ -178,7 +188,11 @@ class Runner:
         """Whether a sequence goes on elsewhere than behind its last step, as one whose drafts were wrong."""
         return self._next[_slot(chunk)] != chunk.start
 
-    def decode(self, slots_B: Tensor, asked: Asked) -> Drawn:
+    def decode_masked(self, rows_BX: Tensor, asked: Asked) -> Drawn:
+        """`decode` of rows that forms rule tokens out for: each row's slot, and its mask behind it."""
+        return self.decode(rows_BX[:, 0].contiguous(), asked, rows_BX[:, 1:])
+
+    def decode(self, slots_B: Tensor, asked: Asked, masks_BW: Tensor | None = None) -> Drawn:
         """One token of each slot (int32), on the device from beginning to end: read from the tables, through the model,
         the next one drawn and kept. The fused decoder alone runs so."""
         assert self.fused is not None
@@ -190,7 +204,7 @@ class Runner:
             attend = PagedAttention(self.cache.layers, PagedBatch(slots_B, offsets, lengths_B, len(slots_B)))
             hidden_BC = self._fused_states(ids_B, slots_B, positions_B, attend)
         logits_BV = self._logits(hidden_BC)
-        drawn = self.sampler.sample_as(asked, logits_BV, slots_B, positions_B + 1)
+        drawn = self.sampler.sample_as(asked, logits_BV, slots_B, positions_B + 1, masks_BW)
         keep_drawn(self.tokens_ST, self.places_S, slots_B, drawn.tokens_B)
         return drawn
 
@@ -275,7 +289,8 @@ class Runner:
         logits_BV = self._logits(hidden_NC[last_B])
         masks, errors = self._masks(requests)
         slots = [slot for _, slot, _ in drawing]
-        drawn = self.sampler.sample(logits_BV, slots_B, positions_B, masks, slots)
+        on_device = None if masks is None else sent(masks, self.device)
+        drawn = self.sampler.sample(logits_BV, slots_B, positions_B, on_device, slots)
         drawn.start_read()
         # A token that ends a full context has no place, and no step that would read it.
         longest = self.config.max_model_len
@@ -285,8 +300,8 @@ class Runner:
         return Launched(requests, drawn, errors)
 
     def _masks(self, requests: Sequence[Request]) -> tuple[Tensor | None, dict[int, Exception]]:
-        """What structured outputs allow, int32 `[B, ceil(V / 32)]`, None where there are none; and rows that have come
-        to a dead end."""
+        """What structured outputs allow, int32 `[B, ceil(V / 32)]`, on the host; None where there are none. And rows
+        that have come to a dead end."""
         constrained = [row for row, request in enumerate(requests) if request.matcher is not None]
         if not constrained:
             return None, {}
@@ -299,7 +314,7 @@ class Runner:
                 matcher.mask_into(masks_BW[row])
             except Exception as error:  # this request's trouble alone
                 errors[row] = error
-        return sent(masks_BW, self.device), errors
+        return masks_BW, errors
 
     def _fill_tables(self, step: Step, drafts: bool = True) -> None:
         """Rows of requests that are new in their slot, blocks that others have got since, and tokens of drafts."""

@@ -17,7 +17,7 @@ Shape suffixes: B rows, S slots, V vocabulary, W entries of a slot, K tokens of 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -63,6 +63,12 @@ class Drawn:
         if self.logprob_B is not None and self.top_ids_BK is not None and self.top_values_BK is not None:
             parts += [self.slots_B, self.logprob_B, self.top_ids_BK, self.top_values_BK]
         return parts
+
+    def first(self, rows: int) -> Drawn:
+        """Only the first rows."""
+        names = ("tokens_B", "finite_B", "slots_B", "logprob_B", "top_ids_BK", "top_values_BK")
+        parts = {name: tensor[:rows] for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, **parts)
 
     def start_read(self) -> None:
         """Start the copies that `read` needs behind the work that is under way; on a CPU there are none."""
