@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from engine_fixtures import make_model, make_tokenizer
+from engine_fixtures import Recording, make_model, make_tokenizer
 
 from gristmill.engine.config import EngineConfig
 from gristmill.engine.draft_steps import Planned, idle_plan
@@ -32,27 +32,6 @@ def copied_at_once(monkeypatch):
     if not torch.cuda.is_available():
         cloned = classmethod(lambda cls, parts: cls([part.clone() for part in parts]))
         monkeypatch.setattr(Copied, "of", cloned)
-
-
-class Recording:
-    """What CUDA does: fixed tensors in, fixed tensors out, the same work at each replay. Counts what is recorded."""
-
-    def __init__(self):
-        self.recorded: list[tuple[int, object]] = []
-        self.replays = 0
-
-    def __call__(self, decode, slots_B, asked):
-        self.recorded.append((*slots_B.shape, asked))
-        drawn = decode(slots_B, asked)
-
-        def replay():
-            self.replays += 1
-            again = decode(slots_B, asked)
-            for name, before in vars(drawn).items():
-                if isinstance(before, torch.Tensor) and name != "slots_B":
-                    before.copy_(getattr(again, name))
-
-        return drawn, replay
 
 
 def engine_of(model, tokenizer, replayed, **changes):

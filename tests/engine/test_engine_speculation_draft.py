@@ -6,9 +6,12 @@ import random
 
 import pytest
 import torch
+from engine_fixtures import Recording
 from speculation_fixtures import PlainDraftRunner, of_model, of_table, request
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from gristmill.engine.fused import FusedDecoder
+from gristmill.engine.graphs import DecodeGraphs
 from gristmill.engine.sampling import SamplingParams
 from gristmill.engine.speculation import draft
 from gristmill.engine.speculation.draft import DraftProposer, distribution
@@ -148,10 +151,15 @@ def test_the_distribution_is_that_of_transformers(params):
     torch.testing.assert_close(distribution(logits, [params] * 4), scores.softmax(-1), atol=1e-6, rtol=1e-5)
 
 
-def test_a_paged_cache_says_what_the_plain_model_says(model, tokenizer):
+@pytest.mark.parametrize("replayed", [False, True])
+def test_a_paged_cache_says_what_the_plain_model_says(model, tokenizer, replayed):
     """Requests grow by right and wrong guesses, are preempted while others take their place, and begin alike."""
     rng = random.Random(3)
     runner = PagedDraftRunner(model, slots=2, max_len=60, block_size=4, vocab_size=tokenizer.vocab_size)
+    recording = Recording()
+    if replayed:
+        runner.runner.fused = FusedDecoder(model)
+        runner.runner.graphs = DecodeGraphs(2, 2, recording)
     paged, plain = DraftProposer(runner), DraftProposer(PlainDraftRunner(cut_to(model, tokenizer.vocab_size), 60))
     asked = [request([*range(20, 32), 40 + number], number, temperature=0) for number in range(4)]
     for _ in range(30):
@@ -172,6 +180,7 @@ def test_a_paged_cache_says_what_the_plain_model_says(model, tokenizer):
                 paged.forget(one)
                 plain.forget(one)
     assert runner.pool.hit_tokens > 12
+    assert (recording.replays > 50) == replayed
     for one in asked:
         paged.forget(one)
     runner.check()

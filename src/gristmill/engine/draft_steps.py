@@ -1,6 +1,8 @@
 """Steps in which drafts are checked, as CUDA graphs: of a small model, checking eight tokens kernel by kernel would
 take the host longer than writing them one by one.
 
+The small model whose guesses they are reads them in the same way, and its own guesses one by one.
+
 The host knows of every sequence where it stands and what was guessed, and sends it as a plan, one row for each; from
 there on all is on the device. Sequences without a draft are rows with an empty one. What asks more of the host (forms,
 log-probabilities, penalties, beams, drafts that bring probabilities) is launched kernel by kernel (scoring.py).
@@ -10,6 +12,7 @@ Shape suffixes: B rows, P numbers of a row's plan, K most tokens of a draft, J =
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,13 +39,13 @@ def plans(step: Step, drafts: Drafts, asked: Asked, most: int) -> Tensor | None:
             return None
     longest = max(len(chunk.drafts) for chunk in step.chunks)
     width = SHORT if longest <= SHORT else most
-    return torch.tensor([_plan(chunk, width) for chunk in step.chunks])
+    return torch.tensor([plan_of(chunk, chunk.drafts, width) for chunk in step.chunks])
 
 
-def _plan(chunk: Chunk, width: int) -> list[int]:
+def plan_of(chunk: Chunk, behind: Sequence[int], width: int) -> list[int]:
+    """A row: the token that stands in the table where the chunk begins, and those `behind` it, at most `width`."""
     assert chunk.request.slot is not None
-    count = len(chunk.drafts)
-    return [chunk.request.slot, chunk.start, count, *chunk.drafts, *[0] * (width - count)]
+    return [chunk.request.slot, chunk.start, len(behind), *behind, *[0] * (width - len(behind))]
 
 
 def idle_plan(slot: int, width: int) -> Tensor:

@@ -22,6 +22,7 @@ from ..kernels.available import has_triton
 from ..kernels.cpu_linear import forget
 from ..kernels.decode_tables import decode_inputs, keep_drawn
 from ..kernels.paged_attention import PagedBatch
+from ..kernels.sampling import Need
 from ..model.decoder import Decoder
 from .attention import InvariantAttention, PagedAttention
 from .cache import PagedCache
@@ -36,6 +37,7 @@ from .scoring import Checked, Drafts, PromptScores, check_drafts, score_prompts,
 from .sending import on_its_way, sent
 
 log = logging.getLogger(__name__)
+NOTHING = Asked(Need(), False, 0, None, False)  # is asked where nothing is drawn
 MOST_QUERIES = 64  # of a sequence and key head that the decoding kernel takes at once; above, the other one
 
 
@@ -169,12 +171,7 @@ class Runner:
         """A step of these rows (draft_steps.py), on the device from beginning to end, as `decode`."""
         planned = Planned.of(plan_BP, self.tokens_ST)
         rows, width = planned.rows_BJ.shape
-        shared = self.model.config.num_heads // self.model.config.cache_shape[0]
-        decoding = rows if shared * width <= MOST_QUERIES else 0
-        most = width if decoding else 1
-        batch = PagedBatch(planned.slots_B.int(), planned.offsets, planned.lengths_B, decoding, most)
-        attend = PagedAttention(self.cache.layers, batch)
-        hidden_NC = self._fused_states(planned.ids_N, planned.slots_N, planned.positions_N, attend)
+        hidden_NC = self._planned_states(planned)
         logits_BJV = self._logits(hidden_NC[planned.rows_BJ.flatten()]).view(rows, width, -1)
         counts_B = planned.counts_B.clamp(min=0)
         accepted_B, next_B = self.sampler.verify_as(
@@ -183,6 +180,35 @@ class Runner:
         planned.keep(self.tokens_ST, self.places_S, accepted_B, next_B)
         tokens_BJ, finite_B = what_stays(logits_BJV, planned.drafts_BK, accepted_B, next_B)
         return Found(tokens_BJ, accepted_B, finite_B)
+
+    def read_on(self, plan_BP: Tensor, asked: Asked) -> Tensor:
+        """Logits `[B, V]` behind the last token of each row, on the device from beginning to end, as `decode`."""
+        planned = Planned.of(plan_BP, self.tokens_ST)
+        return self._logits(self._planned_states(planned)[planned.rows_BJ[:, -1]])
+
+    def _planned_states(self, planned: Planned) -> Tensor:
+        rows, width = planned.rows_BJ.shape
+        shared = self.model.config.num_heads // self.model.config.cache_shape[0]
+        decoding = rows if shared * width <= MOST_QUERIES else 0
+        most = width if decoding else 1
+        batch = PagedBatch(planned.slots_B.int(), planned.offsets, planned.lengths_B, decoding, most)
+        attend = PagedAttention(self.cache.layers, batch)
+        return self._fused_states(planned.ids_N, planned.slots_N, planned.positions_N, attend)
+
+    def replay_reading(self, step: Step, plan_BP: Tensor) -> Tensor | None:
+        """Logits `[B, V]` behind each chunk of a few tokens, as a graph, of a model whose runner does nothing else
+        alike; None where there are no graphs. The first token of each has its place in the table already."""
+        if self.graphs is None or self.config.batch_invariant:
+            return None
+        self._fill_tables(step)
+        idle = idle_plan(self.graphs.idle_slot, plan_BP.shape[1] - FACTS)
+        slots = [_slot(chunk) for chunk in step.chunks]
+        try:
+            logits_BV: Tensor | None = self.graphs.run(self.read_on, slots, NOTHING, self.device, plan_BP, idle)
+        except NotRecorded as error:
+            log.warning("such steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
+            return None
+        return None if logits_BV is None else logits_BV[: len(slots)].clone()  # the next such step writes them again
 
     def _is_moved(self, chunk: Chunk) -> bool:
         """Whether a sequence goes on elsewhere than behind its last step, as one whose drafts were wrong."""

@@ -14,11 +14,15 @@ from torch import Tensor
 from ...model.decoder import Decoder
 from ..blocks import BlockPool
 from ..config import EngineConfig
+from ..draft_steps import plan_of
 from ..request import Request
 from ..runner import Runner
 from ..sampling import SamplingParams
 from ..scheduler import Chunk, Step
+from ..sending import on_its_way
 from .draft import Piece
+
+MOST = 2  # tokens behind the first that are read as a graph: a draft that was right to its end leaves two to be read
 
 
 class PagedDraftRunner:
@@ -64,9 +68,9 @@ class PagedDraftRunner:
             own.output_ids += request.output_ids[len(own.output_ids) :]
             own.num_computed = start
             chunks.append(self._chunk(own, start, len(tokens)))
-            new = torch.tensor(tokens, device=self.runner.device)
+            new = on_its_way(tokens, torch.int64, self.runner.device)
             self.runner.tokens_ST[own.slot, start : start + len(tokens)] = new
-        logits_BV = self._logits(chunks)
+        logits_BV = self._logits(chunks, [piece.tokens[1:] for piece in pieces])
         for chunk in chunks:
             chunk.request.num_computed = chunk.start + chunk.num_tokens
             self.pool.computed(chunk.request)
@@ -76,9 +80,10 @@ class PagedDraftRunner:
     def follow(self, requests: Sequence[Request], positions: Sequence[int], tokens_B: Tensor) -> Tensor:
         """The same after one guessed token each."""
         owns = [self._held[request.id][1] for request in requests]
-        slots_B, positions_B = torch.tensor([[own.slot for own in owns], positions], device=self.runner.device)
-        self.runner.tokens_ST[slots_B, positions_B] = tokens_B
-        return self._logits([self._chunk(own, at, 1) for own, at in zip(owns, positions, strict=True)])
+        facts_2B = on_its_way([[own.slot for own in owns], positions], torch.int64, self.runner.device)
+        self.runner.tokens_ST[facts_2B[0], facts_2B[1]] = tokens_B
+        chunks = [self._chunk(own, at, 1) for own, at in zip(owns, positions, strict=True)]
+        return self._logits(chunks, [()] * len(chunks))
 
     def forget(self, request: Request) -> None:
         """Give back what is held for a request; one that nothing is held for is left alone."""
@@ -97,10 +102,17 @@ class PagedDraftRunner:
         assert fits, "there are blocks for all slots"
         return Chunk(own, start, count, samples=False)
 
-    def _logits(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Behind the last token of each chunk, in the order they are given in."""
-        order = sorted(range(len(chunks)), key=lambda at: (chunks[at].num_tokens, chunks[at].request.slot))
+    def _logits(self, chunks: Sequence[Chunk], behind: Sequence[Sequence[int]]) -> Tensor:
+        """Behind the last token of each chunk, in the order they are given in; `behind` are the tokens of each but the
+        first."""
         self._steps += 1
+        if max(chunk.num_tokens for chunk in chunks) <= 1 + MOST:
+            rows = zip(chunks, behind, strict=True)
+            plan_BP = torch.tensor([plan_of(chunk, few, MOST) for chunk, few in rows])
+            logits_BV = self.runner.replay_reading(Step(self._steps, list(chunks), [], False), plan_BP)
+            if logits_BV is not None:
+                return logits_BV
+        order = sorted(range(len(chunks)), key=lambda at: (chunks[at].num_tokens, chunks[at].request.slot))
         hidden_NC = self.runner.hidden_states(Step(self._steps, [chunks[at] for at in order], [], False))
         last, end = [0] * len(chunks), 0
         for at in order:
