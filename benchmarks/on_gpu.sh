@@ -45,7 +45,7 @@ for part in "$@"; do
     trials:*)
       for shape in "${shapes[@]}"; do
         run "trials-$shape" "$PYTHON" -m gristmill bench serve --shape "$shape" --out "$OUT/trials-$shape.json" \
-          --workload prefix --workload interleave --workload long --workload idle --workload ready
+          --workload prefix --workload interleave --workload copy --workload long --workload idle --workload ready
         run "batching-$shape" "$PYTHON" -m gristmill bench serve --shape "$shape" --out "$OUT/batching-$shape.json" \
           --workload w1 --requests 64 --batching naive --batching static --batching continuous
       done
