@@ -3,6 +3,7 @@ failed steps, on a machine that executes steps symbolically (scheduler_machine.p
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 
 import pytest
@@ -37,9 +38,15 @@ def test_any_run_keeps_the_rules():
 @pytest.mark.timeout(1800)
 def test_a_million_steps_keep_the_rules():
     figures, seed = Counter(), 1_000_000
-    while figures["steps"] < 1_000_000:
-        figures.update(World(seed, pressure=0.2 + seed % 5 / 10).run(150))
-        seed += 1
+    with multiprocessing.get_context("spawn").Pool(2) as processes:
+        while figures["steps"] < 1_000_000:
+            for found in processes.imap_unordered(lived, range(seed, seed + 400), chunksize=20):
+                figures.update(found)
+            seed += 400
+
+
+def lived(seed: int) -> Counter:
+    return World(seed, pressure=0.2 + seed % 5 / 10).run(150)
 
 
 # Bugs, each planted into the real code. What stands behind `original_` is the right form.
