@@ -14,12 +14,16 @@ from gristmill.engine.config import EngineConfig
 from gristmill.engine.draft_steps import Planned, idle_plan
 from gristmill.engine.engine import Engine
 from gristmill.engine.fused import FusedDecoder
-from gristmill.engine.graphs import DecodeGraphs, bucket
+from gristmill.engine.graphs import DecodeGraphs, NotRecorded, bucket
+from gristmill.engine.sampler import Asked
 from gristmill.engine.sampling import SamplingParams
 from gristmill.engine.sending import Copied
 from gristmill.engine.speculation.config import SpeculationConfig
+from gristmill.engine.speculation.draft import DraftProposer
+from gristmill.engine.speculation.paged import PagedDraftRunner
 from gristmill.engine.speculation.proposal import Draft
 from gristmill.kernels.decode_tables import decode_inputs, keep_drawn
+from gristmill.kernels.sampling import Need
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -29,9 +33,12 @@ def copied_at_once(monkeypatch):
     """A CPU reads drawn tokens where they lie; of a GPU's they are copied in the order of its work, before the next
     replay writes them again."""
 
-    if not torch.cuda.is_available():
-        cloned = classmethod(lambda cls, parts: cls([part.clone() for part in parts]))
-        monkeypatch.setattr(Copied, "of", cloned)
+    real = Copied.of
+
+    def of(parts):
+        return real(parts) if parts[0].is_cuda else Copied([part.clone() for part in parts])
+
+    monkeypatch.setattr(Copied, "of", of)
 
 
 def engine_of(model, tokenizer, replayed, **changes):
@@ -116,14 +123,12 @@ def play(engine, seed):
 @pytest.mark.parametrize("blocks", [40, 20])  # few: requests are preempted
 @pytest.mark.parametrize("seed", range(4))
 def test_replayed_steps_give_what_launched_ones_give(model, tokenizer, seed, blocks, run_ahead):
-    plain = play(engine_of(model, tokenizer, False, num_blocks=blocks), seed)
+    plain = play(engine_of(model, tokenizer, False, num_blocks=blocks, run_ahead=run_ahead), seed)
     engine = engine_of(model, tokenizer, True, num_blocks=blocks, run_ahead=run_ahead)
     played = play(engine, seed)
     recording = engine.runner.graphs._capture
     assert recording.replays > 20
     assert len(recording.recorded) == len(set(recording.recorded)), "a kind of step was recorded twice"
-    if run_ahead:
-        return  # an abort falls elsewhere
     for mine, expected in zip(played, plain, strict=True):
         assert mine[0] == expected[0]
         assert mine[1] == pytest.approx(expected[1], abs=1e-4)
@@ -241,6 +246,56 @@ def gpu_engine(model, tokenizer, graphs, **changes):
     return Engine(model, tokenizer, config)
 
 
+def all_recorded(engine):
+    """The kinds of steps that were recorded, which are all."""
+    made = engine.runner.graphs._graphs
+    assert made
+    assert None not in made.values()
+    return list(made)
+
+
+@pytest.mark.gpu
+@gpu
+def test_a_recording_that_the_device_breaks_off_harms_no_other():
+    graphs, asked, device = DecodeGraphs(4, 4), Asked(Need(), False, 0, None, False), torch.device("cuda")
+
+    def waits(slots_B, asked):
+        return torch.full((int(slots_B[0]) + 1,), 1.0, device=device)
+
+    def goes(slots_B, asked):
+        return slots_B * 2
+
+    with pytest.raises(NotRecorded):
+        graphs.run(waits, [0], asked, device)
+    assert graphs.run(waits, [0], asked, device) is None
+    torch.cuda.empty_cache()
+    assert graphs.run(goes, [1, 3], asked, device).tolist() == [2, 6]
+    assert graphs.run(goes, [3, 2, 1], asked, device).tolist() == [6, 4, 2, 8]
+
+
+@pytest.mark.gpu
+@gpu
+def test_forms_and_a_draft_model_are_recorded(on_gpu, tokenizer):
+    pytest.importorskip("llguidance")
+    found = []
+    for graphs in (False, True):
+        small = PagedDraftRunner(on_gpu, slots=8, max_len=96, block_size=16, vocab_size=269, graphs=graphs)
+        config = gpu_engine(on_gpu, tokenizer, graphs, speculation=SpeculationConfig(method="draft")).config
+        engine = Engine(on_gpu, tokenizer, config, (), DraftProposer(small))
+        engine.speculator.control.allows = lambda batch: True
+        kinds = [{"temperature": 0, "ignore_eos": True}, {"temperature": 0, "regex": "[abc]{2,9}"}]
+        given = [engine.add_request([3, 4, 5 + n], SamplingParams(max_tokens=20, **kinds[n % 2])) for n in range(4)]
+        while engine.has_work:
+            engine.step()
+        found.append([request.output_ids for request in given])
+        if graphs:
+            assert None not in small.runner.graphs._graphs.values()
+            assert small.runner.graphs._graphs
+            assert any(len(shape) == 2 for shape, _, _ in all_recorded(engine))
+    assert engine.speculation.acceptance_length > 3, "the model guesses itself"
+    assert sum(mine == expected for mine, expected in zip(*found, strict=True)) >= 3
+
+
 @pytest.mark.gpu
 @gpu
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
@@ -257,7 +312,10 @@ def test_graphs_give_what_launched_kernels_give(on_gpu, tokenizer, requests, kv_
         ]
         while engine.has_work:
             engine.step()
-        assert (engine.runner.graphs is not None) == graphs
+        if graphs:
+            all_recorded(engine)
+        else:
+            assert engine.runner.graphs is None
         found.append([(r.output_ids, r.finish_reason) for r in given])
     same = sum(mine == expected for mine, expected in zip(*found, strict=True))
     # A bucket's products round as its number of rows says, so a tie may fall the other way now and then.
@@ -284,7 +342,7 @@ def test_drafts_are_checked_by_graphs(on_gpu, tokenizer, requests):
             engine.step()
         found.append([request.output_ids for request in given])
         replies = {tuple(request.prompt_ids): request.output_ids for request in given}
-    assert any(shape[1:] for shape, _, _ in engine.runner.graphs._graphs), "no such step was recorded"
+    assert any(shape[1:] for shape, _, _ in all_recorded(engine)), "no such step was recorded"
     figures = engine.speculation
     assert figures.accepted_tokens > figures.draft_tokens / 3
     # As above, and a draft's step multiplies more rows than a plain one: ties may fall the other way.
@@ -324,6 +382,7 @@ def test_launching_waits_for_nothing(on_gpu, tokenizer):
             if output.error is not None:
                 raise output.error
     assert all(len(request.output_ids) == 12 for request in requests)
+    all_recorded(engine)
 
 
 @pytest.mark.gpu
@@ -341,6 +400,7 @@ def test_weights_changed_in_place_are_seen_by_graphs(tokenizer, tmp_path):
         return request.output_ids
 
     before = replies()
+    all_recorded(engine)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.roll(1, 0))

@@ -169,6 +169,7 @@ GPU_CASES = [
     Case((3, 700, 2100), (1, 1, 1), 16, 1, 576, 512, latent=True, block_size=32, dtype=torch.bfloat16),
     Case((300, 700), (300, 40), 16, 1, 576, 512, latent=True, block_size=64, dtype=torch.bfloat16),
     Case((900, 700), (8, 6), 32, 8, 128, dtype=torch.bfloat16, num_decoding=2, max_count=8, block_size=32),
+    Case((900, 700, 0), (9, 1, 0), 32, 8, 128, dtype=torch.bfloat16, num_decoding=3, max_count=9, block_size=32),
 ]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 

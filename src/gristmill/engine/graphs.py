@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class DecodeGraphs:
         self._idle = torch.tensor(idle_slot, dtype=torch.int32)
         # By the shape and type of what they are given, and what is asked; None: could not be recorded.
         self._graphs: dict[tuple[tuple[int, ...], torch.dtype, Asked], _Graph | None] = {}
-        self._slots: list[int] = []  # of the last batch
+        self._slots: list[int] = []  # of the last batch, sorted
         self.just_recorded = False  # in the last run, which took longer for it
         held = [] if model is None else list(model.modules())
         # Where weights are kept: the dictionaries stay, what they hold may be replaced.
@@ -91,17 +92,17 @@ class DecodeGraphs:
         if graph is None:
             return None
         if rows is not None or graph.slots != slots:
-            graph.slots = list(slots)
             rows = torch.tensor(slots, dtype=torch.int32) if rows is None else rows
             padded = torch.cat([rows, idle.expand(size - len(slots), *idle.shape)])
             graph.given.copy_(sent(padded, device), non_blocking=True)
+            graph.slots = list(slots)
         graph.replay()
         return graph.results
 
     def _look(self, slots: Sequence[int]) -> None:
-        """Where the batch is another, see whether the weights are where they were."""
-        if slots != self._slots:
-            self._slots = list(slots)
+        """Where the batch is another, in whatever order, see whether the weights are where they were."""
+        if (present := sorted(slots)) != self._slots:
+            self._slots = present
             if self._addresses != (addresses := self._where()):
                 self._graphs.clear()
                 self._addresses = addresses
@@ -146,6 +147,7 @@ class _CudaCapture:
         self._pool: Any = None
         self._aside: Any = None
         self._last: Callable[[], Any] = lambda: None  # the graph recorded last, as long as there is one
+        self._broken: list[Any] = []  # recordings that failed: torch may still ask them what is theirs
 
     def __call__(self, step: Recorded, given: Tensor, asked: Asked) -> tuple[Any, Callable[[], None]]:
         if self._aside is None:
@@ -161,10 +163,22 @@ class _CudaCapture:
         graph = torch.cuda.CUDAGraph()
         # A recording that fails leaves its stream behind as the current one. Other threads may go on: a server's other
         # model, batches being made.
-        with (
-            torch.cuda.stream(current),
-            torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"),
-        ):
-            results = step(given, asked)
+        try:
+            with (
+                torch.cuda.stream(current),
+                torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"),
+            ):
+                results = step(given, asked)
+        except Exception:
+            self._give_up(graph)
+            raise
         self._last = weakref.ref(graph)
         return results, graph.replay
+
+    def _give_up(self, graph: Any) -> None:
+        """A recording that the device broke off is still under way to torch's allocator, which then refuses to give
+        memory back, and to record any other into the pool."""
+        self._broken.append(graph)
+        self._last = lambda: None
+        with suppress(Exception):  # it has been ended
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)

@@ -99,9 +99,12 @@ def _num_blocks(
 ) -> int:
     """Blocks of the cache; `useful` are the most that can ever be filled, a step has at most `tokens` tokens of `seqs`
     sequences."""
-    working = step_bytes(model, tokens, seqs, dtype.itemsize)
+    rows = seqs  # of logits
+    if (guessing := limits.get("speculation")) is not None:
+        rows = max(rows, min(seqs, guessing.max_batch) * (1 + guessing.num_tokens))
+    working = step_bytes(model, tokens, rows, dtype.itemsize)
     if device.type == "cuda" and limits.get("graphs", True):  # they keep a decoding step's memory to themselves
-        working += step_bytes(model, seqs, seqs, dtype.itemsize)
+        working += step_bytes(model, rows, rows, dtype.itemsize)
     share = _given(limits.get("memory_utilization"), GPU_SHARE if device.type == "cuda" else CPU_SHARE)
     if not 0 < share <= 1:
         raise GristmillError(f"memory_utilization is {share}; it must be above 0 and at most 1")

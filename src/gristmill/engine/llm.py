@@ -248,6 +248,7 @@ def _draft_proposer(
         max_len=min(longest, draft.config.max_seq_len),
         block_size=GPU_BLOCK if on_gpu else CPU_BLOCK,
         vocab_size=vocab,
+        graphs=limits.get("graphs", True),
     )
     return DraftProposer(runner)
 

@@ -92,6 +92,7 @@ class Runner:
         """The slot's request has left it, or its tokens have been changed: what is known of it holds no more."""
         self._placed.pop(slot, None)
         self._asked = None
+        self._next[slot] = -1
         self.sampler.free(slot)
         if self.graphs is not None:  # the next request may run in the same slot alone, with other weights
             self.graphs.look_again()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..request import Request
 from ..sampling import SamplingParams
+from ..sending import on_its_way
 from .proposal import Draft
 
 CATCH_UP = 2048  # most tokens the small model reads before one step of the large one
@@ -125,7 +126,9 @@ class DraftProposer:
         whole = [i for i, piece in enumerate(pieces) if piece.start + len(piece.tokens) == piece.request.num_tokens]
         if not whole:
             return None, []
-        return (logits_BV if len(whole) == len(pieces) else logits_BV[whole]), [rows[i] for i in whole]
+        if len(whole) < len(pieces):
+            logits_BV = logits_BV[on_its_way(whole, torch.int64, logits_BV.device)]
+        return logits_BV, [rows[i] for i in whole]
 
     def _valid(self, request: Request) -> _Read:
         """What the cache holds of the request, guesses that came true included, but for its last token: the logits
@@ -148,8 +151,9 @@ class DraftProposer:
         self, requests: Sequence[Request], logits_BV: Tensor, count: int
     ) -> tuple[list[list[int]], Tensor | None]:
         """`count` tokens for each request, and the distributions `[K, B, V]` where any were drawn at random."""
-        drawn = [row for row, request in enumerate(requests) if _drawn(request.params)]
-        params = [requests[row].params for row in drawn]
+        own = [row for row, request in enumerate(requests) if _drawn(request.params)]
+        drawn = on_its_way(own, torch.int64, logits_BV.device)
+        params = [requests[row].params for row in own]
         limit = self.runner.max_len - 1
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
@@ -158,7 +162,7 @@ class DraftProposer:
                 positions = [min(request.num_tokens + step - 1, limit) for request in requests]
                 logits_BV = self.runner.follow(requests, positions, tokens[-1])
             tokens_B = logits_BV.argmax(dim=-1)
-            if drawn:
+            if own:
                 probs_BV = torch.zeros_like(logits_BV)
                 probs_BV[drawn] = distribution(logits_BV[drawn], params)
                 tokens_B[drawn] = self._draw(probs_BV[drawn])
@@ -187,16 +191,16 @@ def distribution(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     A draft may come from any distribution; the nearer it is to what the model is sampled from, the more is accepted.
     """
     device, vocab = logits_BV.device, logits_BV.shape[1]
-    heat_B = torch.tensor([[max(p.temperature, 1e-6)] for p in params], device=device)
+    heat_B = on_its_way([[max(p.temperature, 1e-6)] for p in params], torch.float32, device)
     probs_BV = ((logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / heat_B).softmax(dim=-1)
     if all(p.top_k == 0 and p.top_p == 1 and p.min_p == 0 for p in params):
         return probs_BV
     values_BV, ids_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
-    top_k_B = torch.tensor([[min(p.top_k or vocab, vocab)] for p in params], device=device)
+    top_k_B = on_its_way([[min(p.top_k or vocab, vocab)] for p in params], torch.int64, device)
     values_BV = values_BV * (torch.arange(vocab, device=device) < top_k_B)
     values_BV = values_BV / values_BV.sum(dim=-1, keepdim=True)
-    top_p_B = torch.tensor([[p.top_p] for p in params], device=device)
-    min_p_B = torch.tensor([[p.min_p] for p in params], device=device)
+    top_p_B = on_its_way([[p.top_p] for p in params], torch.float32, device)
+    min_p_B = on_its_way([[p.min_p] for p in params], torch.float32, device)
     kept_BV = (values_BV.cumsum(dim=-1) - values_BV < top_p_B) & (values_BV >= min_p_B * values_BV[:, :1])
     values_BV = values_BV * kept_BV
     return torch.zeros_like(probs_BV).scatter(1, ids_BV, values_BV / values_BV.sum(dim=-1, keepdim=True))

@@ -28,7 +28,9 @@ MOST = 2  # tokens behind the first that are read as a graph: a draft that was r
 class PagedDraftRunner:
     """A `DraftRunner` for at most `slots` running requests of at most `max_len` tokens, with room for all of them."""
 
-    def __init__(self, model: Decoder, *, slots: int, max_len: int, block_size: int, vocab_size: int):
+    def __init__(
+        self, model: Decoder, *, slots: int, max_len: int, block_size: int, vocab_size: int, graphs: bool = True
+    ):
         blocks = slots * -(-max_len // block_size)
         config = EngineConfig(
             max_num_seqs=slots,
@@ -36,6 +38,7 @@ class PagedDraftRunner:
             max_num_batched_tokens=slots,
             block_size=block_size,
             num_blocks=blocks,
+            graphs=graphs,
         )
         self.max_len = max_len
         self.runner = Runner(model, config, vocab_size)
@@ -107,8 +110,8 @@ class PagedDraftRunner:
         first."""
         self._steps += 1
         if max(chunk.num_tokens for chunk in chunks) <= 1 + MOST:
-            rows = zip(chunks, behind, strict=True)
-            plan_BP = torch.tensor([plan_of(chunk, few, MOST) for chunk, few in rows])
+            width = MOST if any(behind) else 1
+            plan_BP = torch.tensor([plan_of(*row, width) for row in zip(chunks, behind, strict=True)])
             logits_BV = self.runner.replay_reading(Step(self._steps, list(chunks), [], False), plan_BP)
             if logits_BV is not None:
                 return logits_BV
