@@ -90,7 +90,7 @@ def test_log_probabilities_are_those_of_the_plain_forward(smollm2, replies):
 @pytest.mark.slow
 def test_in_bfloat16_they_are_as_near_to_float32_as_the_plain_forwards(smollm2):
     """Logits of about 30 are an eighth apart in bfloat16, so two ways to round are not near each other; neither is
-    further from float32 than the other. Few tokens: a processor without bfloat16 takes a second for each."""
+    further from float32 than the other. Few tokens: without bfloat16 a processor is slow."""
     exact, model = load_model(smollm2, torch.float32), load_model(smollm2, torch.bfloat16)
     ours, theirs, between = [], [], []
     for prompt, reply in written(smollm2, "bfloat16", every=8, tokens=32):
