@@ -461,7 +461,8 @@ def test_forms_are_part_of_replayed_steps(model, tokenizer, seed):
         requests = []
         for number in range(9):
             form = [{"regex": "[abc]{2,9}"}, {"choice": ["river", "ripple", "stone"]}, {}][number % 3]
-            params = SamplingParams(max_tokens=rng.randint(3, 14), seed=number, temperature=0.9, **form)
+            tokens = rng.randint(3, 14) if form else 30 + number  # the last ones are alone, however late the forms come
+            params = SamplingParams(max_tokens=tokens, seed=number, temperature=0.9, ignore_eos=not form, **form)
             requests.append(engine.add_request([rng.randrange(269) for _ in range(rng.randint(1, 9))], params))
         while engine.has_work:
             engine.step()
