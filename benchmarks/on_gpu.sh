@@ -79,7 +79,7 @@ for part in "$@"; do
       done
       ;;
     *)
-      echo "no such part: $part" >&2
+      echo "no such part: $part; known are tests, kernels, and with :SHAPE,... serve, trials, steps, plan, train, memory" >&2
       exit 2
       ;;
   esac

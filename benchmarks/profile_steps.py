@@ -13,36 +13,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-import yaml
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from gristmill import hardware
-from gristmill.artifact import StageRun
 from gristmill.bench.model import versions
 from gristmill.bench.serve_load import engine_of, random_ids, target
 from gristmill.bench.serve_watch import Watch
-from gristmill.bench.train import SHAPES
+from gristmill.bench.train import EVERY, random_batch, settle, train_ours
 from gristmill.engine.sampling import SamplingParams
-from gristmill.events import Event, EventLog
 from gristmill.model.decoder import Decoder
+from gristmill.recipe import override
 from gristmill.train.config import TrainingConfig
-from gristmill.train.data import Shard, TokenBatch
-from gristmill.train.device import resolve_device
-from gristmill.train.loop import train
 from gristmill.train.objectives import next_token_loss
 
 WARM, TIMED, PROFILED = 12, 48, 16  # decoding steps
+STEPS = 30  # of training
 PROMPT = 2048  # tokens of a prompt that is read
 Row = dict[str, Any]
 
@@ -110,60 +105,26 @@ def measured(name: str, step: Callable[[], None], timed: int, profiled: int) -> 
 
 
 def train_steps(asked: argparse.Namespace) -> list[Row]:
-    """Steps of the training loop on random tokens: the shape, batch and length of `gristmill bench train`."""
-    make, usual, length = SHAPES[asked.shape]
-    batch, config, steps = asked.batch or usual, make().model_copy(update={"rope_scaling": None}), 30
-    device = resolve_device(asked.device)
-    settings: dict[str, Any] = {
-        "device": device.type,
-        "steps": steps,
-        "batch_size": batch,
-        "log_every": 5,
-        "learning_rate": 3e-4,
-    }
-    settings |= {"schedule": "constant", "checkpoint_every": steps + 1, "watch": {"norms_every": 0}}
-    if device.type == "cuda":
-        settings |= {"precision": "bf16", "weights": "bf16"}
-    for given in asked.set:
-        put(settings, *given.split("=", 1))
-    ids = torch.randint(config.vocab_size, (batch, length + 1), generator=torch.Generator().manual_seed(0))
-    whole = TokenBatch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), torch.ones(ids[:, 1:].shape))
-    times: list[float] = []
-    first, last = steps - 10, steps - 5  # the steps that are profiled
+    """Steps of the training loop on random tokens, as `gristmill bench train` measures them."""
+    setting = settle(asked.shape, asked.batch, None, "auto", "auto", STEPS, asked.device, "auto")
+    settings = setting.training.model_dump()
+    for item in asked.set:
+        override(settings, item)
+    setting = replace(setting, training=TrainingConfig.model_validate(settings))
+    first, last = STEPS - 2 * EVERY, STEPS - EVERY  # the steps that are profiled
     plan = schedule(wait=first - 2, warmup=2, active=last - first, repeat=1)
+    model = Decoder(setting.config).init_weights(0)
     with profile(activities=activities(), schedule=plan) as seen:
 
-        def batch_at(step: int, shard: Shard) -> TokenBatch:
-            return whole
-
-        def note(event: Event) -> None:
-            if event["type"] == "metric":
-                times.append(perf_counter())
-
-        def loss(*args: Any, **named: Any) -> Any:
+        def loss(*args: Any) -> Any:
             seen.step()
-            return next_token_loss(*args, **named)
+            return next_token_loss(*args)
 
-        log = EventLog(None)
-        log.subscribers.append(note)
-        with tempfile.TemporaryDirectory() as made:
-            run = StageRun(Path(made), Path(made) / "scratch", {}, 0, log.stage("profile"))
-            model = Decoder(config).init_weights(0)
-            training = TrainingConfig.model_validate(settings)
-            figures = train(model, batch_at, loss, training, run, sequence_length=length).figures
-    stretches = [(after - before) / 5 for before, after in pairwise(times[1:])]
-    name, us = f"{asked.shape}, {batch} x {length}", 1e6 * median(stretches[:-2])
+        _, seconds, figures = train_ours(model, random_batch(setting), setting, loss)
+    name, us = f"{asked.shape}, {setting.batch} x {setting.length}", 1e6 * median(seconds[1:-2]) / EVERY
     if (ratio := figures.get("memory_expected_over_peak")) is not None:
         name += f", peak memory {figures['memory_peak_bytes'] / 1e9:.2f} GB, expected over it {ratio:.3f}"
     return [{"name": name, "us": us, "kernels": kernels(seen, last - first)}]
-
-
-def put(settings: dict[str, Any], path: str, value: str) -> None:
-    """`a.b=c` into nested settings."""
-    *parents, name = path.split(".")
-    for parent in parents:
-        settings = settings.setdefault(parent, {})
-    settings[name] = yaml.safe_load(value)
 
 
 def activities() -> list[ProfilerActivity]:

@@ -76,7 +76,7 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
         raise GristmillError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(data, dict):
         raise GristmillError(f"{path} is not a recipe: it must be a mapping with the key 'name'")
-    overridden = [_override(data, item) for item in overrides]
+    overridden = [override(data, item) for item in overrides]
     try:
         checked = Recipe.model_validate(data)
         # Once more with every default spelled out, so that a recipe and its resolved copy are the same to the bit.
@@ -125,7 +125,8 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _override(data: dict[str, Any], item: str) -> KeyPath:
+def override(data: dict[str, Any], item: str) -> KeyPath:
+    """Put `key.path=value` (YAML) into nested settings; GristmillError where it is no such thing, or leads nowhere."""
     key, equals, value = item.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):

@@ -73,7 +73,7 @@ def test_rounds_are_taken_by_turns_and_the_best_counts(tiny):
 
 
 def test_a_rate_is_the_median_stretch_without_the_first(monkeypatch, tiny):
-    setting = bench._settle("tiny", None, None, "fp32", "auto", 10, "cpu", "auto")
+    setting = bench.settle("tiny", None, None, "fp32", "auto", 10, "cpu", "auto")
     rows = {}
     bench._add(rows, ("gristmill", [4.0, 3.0], [99.0, 2.0, 1.0, 4.0], None), setting)
     assert rows["gristmill"].rounds == [round(4 * 16 * bench.EVERY / 2.0)]

@@ -11,6 +11,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from gristmill.engine.sampler import Drawn, Sampler
+from gristmill.engine.sampling import SamplingParams
+from gristmill.engine.speculation.proposal import Draft
+from gristmill.kernels.decode_tables import decode_inputs, keep_drawn
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.tokenizer.templates import builtin_template
@@ -111,3 +114,67 @@ class Recording:
                     before.copy_(getattr(again, name))
 
         return results, replay
+
+
+class Knowing:
+    """Guesses what a reply will be, now and then with a mistake, or nothing."""
+
+    def __init__(self, replies, rng):
+        self.replies, self.rng = replies, rng
+
+    def ready(self, request):
+        return True
+
+    def draft(self, requests, most):
+        drafts = []
+        for request, room in zip(requests, most, strict=True):
+            done = len(request.output_ids)
+            tokens = self.replies[tuple(request.prompt_ids)][done : done + self.rng.randint(0, room)]
+            if tokens and self.rng.random() < 0.4:
+                tokens[self.rng.randrange(len(tokens))] = self.rng.randrange(269)
+            drafts.append(Draft(tokens))
+        return drafts
+
+    def verified(self, request, drafted, accepted):
+        pass
+
+    def forget(self, request):
+        pass
+
+
+def params_of(rng):
+    kind = rng.randrange(5)
+    common = {"max_tokens": rng.randint(1, 20), "ignore_eos": True, "seed": rng.randrange(100)}
+    if kind == 0:
+        return SamplingParams(temperature=0, **common)
+    if kind == 1:
+        return SamplingParams(temperature=1.3, top_p=0.9, **common)
+    if kind == 2:
+        return SamplingParams(temperature=0.8, frequency_penalty=0.7, repetition_penalty=1.2, **common)
+    if kind == 3:
+        return SamplingParams(
+            temperature=1.0, logit_bias={7: 3.0, 9: -5.0}, min_tokens=3, **{**common, "max_tokens": 9}
+        )
+    return SamplingParams(temperature=0, logprobs=True, top_logprobs=2, **common)
+
+
+def check_tables(device):
+    """The kernels of decode_tables against plain torch."""
+    from gristmill.kernels.decode_tables_triton import decode_inputs_kernel, keep_drawn_kernel
+
+    generator = torch.Generator().manual_seed(0)
+    for rows in (1, 3, 40):
+        tokens = torch.randint(1000, (50, 12), generator=generator)
+        places = torch.randint(-1, 12, (50,), generator=generator)
+        slots = torch.randperm(50, generator=generator)[:rows].int()
+        drawn = torch.randint(1000, (rows,), generator=generator)
+        theirs = [tensor.to(device) for tensor in (tokens.clone(), places.clone(), slots)]
+        expected = decode_inputs(tokens, places, slots)
+        ids, positions, lengths = (tensor.cpu() for tensor in decode_inputs_kernel(*theirs))
+        assert torch.equal(positions, expected.positions_B)
+        assert torch.equal(lengths, expected.lengths_B)
+        assert torch.equal(ids[positions >= 0], expected.ids_B[positions >= 0])
+        keep_drawn(tokens, places, slots, drawn)
+        keep_drawn_kernel(*theirs, drawn.to(device))
+        assert torch.equal(theirs[0].cpu(), tokens)
+        assert torch.equal(theirs[1].cpu(), places)

@@ -36,6 +36,7 @@ from gristmill.train.device import resolve_device
 from gristmill.train.loop import train
 from gristmill.train.objectives import next_token_loss
 from gristmill.train.precision import resolve_precision
+from gristmill.train.step import LossFunction
 from gristmill.train.throughput import flops_per_token, mfu, peak_flops
 
 from .model import versions
@@ -126,7 +127,7 @@ def bench_train(
     for name in peers:
         if name not in PEERS:
             raise GristmillError(f"--peer {name}: the peers are {', '.join(PEERS)}")
-    setting = _settle(shape, batch, length, precision, weights, steps, device, compile)
+    setting = settle(shape, batch, length, precision, weights, steps, device, compile)
     installed = [name for name in peers if importlib.util.find_spec(name) is not None]
     rows: dict[str, Row] = {}
     for turn in range(rounds):
@@ -174,7 +175,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"{name} is not installed" for name in report["absent"])])
 
 
-def _settle(
+def settle(
     shape: str,
     batch: int | None,
     length: int | None,
@@ -184,6 +185,7 @@ def _settle(
     device: str,
     compile: str,
 ) -> Setting:
+    """What a shape is measured with; GristmillError where there is no such shape or device, or settings contradict."""
     make, usual_batch, usual_length = SHAPES.get(shape, (lambda: preset(shape, SHAPES), 8, 2048))
     length = length or usual_length
     config = make().model_copy(update={"max_seq_len": length, "rope_scaling": None})
@@ -215,21 +217,26 @@ def _settle(
 
 def _measure(name: str, setting: Setting) -> tuple[str, list[float], list[float], int | None]:
     """Name, losses, seconds of the stretches but the first, and peak memory of one side."""
-    ids = torch.randint(
-        setting.config.vocab_size, (setting.batch, setting.length + 1), generator=torch.Generator().manual_seed(0)
-    )
-    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    batch = random_batch(setting)
     model = Decoder(setting.config).init_weights(0)
     cuda = setting.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(setting.device)
     if name == "gristmill":
-        losses, seconds = _train_ours(model, TokenBatch(inputs, targets, torch.ones(ids[:, 1:].shape)), setting)
+        losses, seconds, _ = train_ours(model, batch, setting)
     else:
         precision = "bf16" if setting.training.precision == "fp8" else setting.training.precision
         kind = torch.bfloat16 if setting.training.weights == "bf16" else torch.float32
         losses, seconds = train_peer(
-            name, model, inputs, targets, setting.training.steps, EVERY, precision, kind, setting.device
+            name,
+            model,
+            batch.inputs_BT,
+            batch.targets_BT,
+            setting.training.steps,
+            EVERY,
+            precision,
+            kind,
+            setting.device,
         )
     peak = torch.cuda.max_memory_allocated(setting.device) if cuda else None
     del model
@@ -240,8 +247,18 @@ def _measure(name: str, setting: Setting) -> tuple[str, list[float], list[float]
     return name, losses, seconds, peak
 
 
-def _train_ours(model: Decoder, batch: TokenBatch, setting: Setting) -> tuple[list[float], list[float]]:
-    """The same through `train`: a metric stands in the log where the host has just read the step's values."""
+def random_batch(setting: Setting) -> TokenBatch:
+    """The batch of every step, the same for all sides."""
+    shape = setting.batch, setting.length + 1
+    ids = torch.randint(setting.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    return TokenBatch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), torch.ones(setting.batch, setting.length))
+
+
+def train_ours(
+    model: Decoder, batch: TokenBatch, setting: Setting, loss_function: LossFunction = next_token_loss
+) -> tuple[list[float], list[float], dict[str, Any]]:
+    """Losses, seconds of stretches behind step 1 (the first is a step shorter), and the run's own figures, through
+    `train`: a metric stands in the log where the host has just read the step's values."""
     losses: list[float] = []
     times = [perf_counter()]
 
@@ -258,8 +275,8 @@ def _train_ours(model: Decoder, batch: TokenBatch, setting: Setting) -> tuple[li
     with tempfile.TemporaryDirectory(prefix="gristmill-bench-") as directory:
         out = Path(directory)
         run = StageRun(out, out / "scratch", {}, 0, log.stage("bench"))
-        train(model, batch_at, next_token_loss, setting.training, run, sequence_length=setting.length)
-    return losses, [after - before for before, after in pairwise(times[1:])]
+        result = train(model, batch_at, loss_function, setting.training, run, sequence_length=setting.length)
+    return losses, [after - before for before, after in pairwise(times[1:])], result.figures
 
 
 def _add(rows: dict[str, Row], measured: tuple[str, list[float], list[float], int | None], setting: Setting) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..kernels.decode_tables import write_tokens
 from .sampler import Asked
 from .scheduler import Chunk, Step
 from .scoring import Drafts
@@ -91,13 +92,9 @@ class Planned:
         )  # fmt: skip
 
     def keep(self, tokens_SL: Tensor, places_S: Tensor, accepted_B: Tensor, next_B: Tensor) -> None:
-        """Write the token that follows each draft behind what stays of it, as the next that the model sees. One that
-        ends a full row has no place, and no step that would read it."""
-        places_B, longest = self.starts_B + 1 + accepted_B, tokens_SL.shape[1]
-        there_B = self.counts_B >= 0
-        at_B = places_B.clamp(max=longest - 1)
-        kept_B = tokens_SL[self.slots_B, at_B]
-        tokens_SL[self.slots_B, at_B] = torch.where(there_B & (places_B < longest), next_B, kept_B)
+        """Write the token that follows each draft behind what stays of it, as the next that the model sees."""
+        places_B, there_B = self.starts_B + 1 + accepted_B, self.counts_B >= 0
+        write_tokens(tokens_SL, self.slots_B, places_B, next_B, there_B)
         places_S[self.slots_B] = torch.where(there_B, places_B, -1)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..errors import GristmillError
 from ..kernels.available import has_triton
 from ..kernels.cpu_linear import forget
-from ..kernels.decode_tables import decode_inputs, keep_drawn
+from ..kernels.decode_tables import decode_inputs, keep_drawn, write_tokens
 from ..kernels.paged_attention import PagedBatch
 from ..kernels.sampling import Need
 from ..model.decoder import Decoder
@@ -29,7 +30,7 @@ from .cache import PagedCache
 from .config import EngineConfig
 from .draft_steps import FACTS, Found, Planned, idle_plan, plans
 from .fused import FusedDecoder, FusedStep, unfused, varies
-from .graphs import DecodeGraphs, NotRecorded, unrecorded
+from .graphs import DecodeGraphs, NotRecorded, Recorded, unrecorded
 from .request import Request
 from .sampler import Asked, Drawn, Read, Sampler
 from .scheduler import Chunk, Step
@@ -85,6 +86,8 @@ class Runner:
         if not step.decode_only:
             head = self._logits
             launched.checked = check_drafts(step.chunks, hidden_NC, head, self.sampler, drafts or {}, self.tokens_ST)
+            if launched.checked is not None:
+                launched.checked.start_read()
             launched.prompts = score_prompts(step.chunks, hidden_NC, head, self.vocab_size)
         return launched
 
@@ -119,25 +122,36 @@ class Runner:
         for slot, chunk in zip(slots, step.chunks, strict=True):
             self._next[slot] = chunk.start + 1
         masks_BW, errors = self._masks(requests)
-        try:
-            drawn: Drawn | None
-            if masks_BW is None:
-                drawn = graphs.run(self.decode, slots, asked, self.device)
-            else:
-                slots_B1 = torch.tensor(slots, dtype=torch.int32)[:, None]
-                idle = torch.full((1 + masks_BW.shape[1],), -1, dtype=torch.int32)
-                idle[0] = graphs.idle_slot
-                rows = torch.cat([slots_B1, masks_BW], dim=1)
-                drawn = graphs.run(self.decode_masked, slots, asked, self.device, rows, idle)
-        except NotRecorded as error:  # replies do not need it; they come more slowly without
-            log.warning("such steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
-            return None
+        drawn: Drawn | None
+        if masks_BW is None:
+            drawn = self._run(graphs, self.decode, slots, asked)
+        else:
+            slots_B1 = torch.tensor(slots, dtype=torch.int32)[:, None]
+            idle = torch.full((1 + masks_BW.shape[1],), -1, dtype=torch.int32)
+            idle[0] = graphs.idle_slot
+            drawn = self._run(graphs, self.decode_masked, slots, asked, torch.cat([slots_B1, masks_BW], dim=1), idle)
         if drawn is None:
             return None
         drawn = drawn.first(len(slots))
         drawn.tops = self.sampler.tops() if asked.top is not None else {}
         drawn.start_read()
         return Launched(requests, drawn, errors, recorded=graphs.just_recorded)
+
+    def _run(
+        self,
+        graphs: DecodeGraphs,
+        recorded: Recorded,
+        slots: list[int],
+        asked: Asked,
+        rows: Tensor | None = None,
+        idle: Tensor | None = None,
+    ) -> Any | None:
+        """A step as a graph; None where it cannot be recorded: replies do not need it, they are slower without."""
+        try:
+            return graphs.run(recorded, slots, asked, self.device, rows, idle)
+        except NotRecorded as error:
+            log.warning("such steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
+            return None
 
     def _asked_by(self, slots: list[int]) -> Asked:
         if self._asked is None or self._asked[0] != slots:
@@ -153,12 +167,8 @@ class Runner:
         plan = plans(step, drafts, asked, self.config.speculation.num_tokens)
         if plan is None:
             return None
-        try:
-            idle = idle_plan(graphs.idle_slot, plan.shape[1] - FACTS)
-            found: Found | None = graphs.run(self.check, slots, asked, self.device, plan, idle)
-        except NotRecorded as error:
-            log.warning("such steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
-            return None
+        idle = idle_plan(graphs.idle_slot, plan.shape[1] - FACTS)
+        found: Found | None = self._run(graphs, self.check, slots, asked, plan, idle)
         if found is None:
             return None
         for slot, chunk in zip(slots, step.chunks, strict=True):
@@ -204,11 +214,7 @@ class Runner:
         self._fill_tables(step)
         idle = idle_plan(self.graphs.idle_slot, plan_BP.shape[1] - FACTS)
         slots = [_slot(chunk) for chunk in step.chunks]
-        try:
-            logits_BV: Tensor | None = self.graphs.run(self.read_on, slots, NOTHING, self.device, plan_BP, idle)
-        except NotRecorded as error:
-            log.warning("such steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
-            return None
+        logits_BV: Tensor | None = self._run(self.graphs, self.read_on, slots, NOTHING, plan_BP, idle)
         return None if logits_BV is None else logits_BV[: len(slots)].clone()  # the next such step writes them again
 
     def _is_moved(self, chunk: Chunk) -> bool:
@@ -319,11 +325,7 @@ class Runner:
         on_device = None if masks is None else sent(masks, self.device)
         drawn = self.sampler.sample(logits_BV, slots_B, positions_B, on_device, slots)
         drawn.start_read()
-        # A token that ends a full context has no place, and no step that would read it.
-        longest = self.config.max_model_len
-        places_B = positions_B.clamp(max=longest - 1)
-        kept_B = self.tokens_ST[slots_B, places_B]
-        self.tokens_ST[slots_B, places_B] = torch.where(positions_B < longest, drawn.tokens_B, kept_B)
+        write_tokens(self.tokens_ST, slots_B, positions_B, drawn.tokens_B)
         return Launched(requests, drawn, errors)
 
     def _masks(self, requests: Sequence[Request]) -> tuple[Tensor | None, dict[int, Exception]]:

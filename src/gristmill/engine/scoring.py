@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..kernels.decode_tables import write_tokens
 from .request import Request, TokenLogprob
 from .sampler import Sampler, logprobs_of, prompt_logprobs
 from .scheduler import Chunk
@@ -54,17 +55,16 @@ class Checked:
         self._copied = Copied.of(self._parts())
 
     def _parts(self) -> list[Tensor]:
-        return [self.accepted_B, self.tokens_BJ, self.finite_B]
+        return [self.accepted_B, self.tokens_BJ, self.finite_B, *(self.logprobs or ())]
 
     def read(self) -> list[New]:
         """Waits for the device."""
-        parts = (self._copied or Copied(self._parts())).read()
-        given = zip(self.chunks, *(part.tolist() for part in parts), strict=True)
-        logprobs = None if self.logprobs is None else [part.tolist() for part in self.logprobs]
+        parts = [part.tolist() for part in (self._copied or Copied(self._parts())).read()]
+        given, logprobs = zip(self.chunks, *parts[:3], strict=True), parts[3:]
         new = []
         for row, (chunk, accepted, tokens, finite) in enumerate(given):
             params, said = chunk.request.params, []
-            if params.logprobs and logprobs is not None:
+            if params.logprobs and logprobs:
                 own, ids, values = (part[row][: accepted + 1] for part in logprobs)
                 top = params.top_logprobs
                 said = [(p, list(zip(i[:top], v[:top], strict=True))) for p, i, v in zip(own, ids, values, strict=True)]
@@ -102,9 +102,7 @@ def check_drafts(
     masks = _masks([masks for _, masks in given], most + 1, vocab, device)
     accepted_B, next_B = sampler.verify(logits_BJV, slots_B, positions_B, drafts_BK, counts_B, probs, masks, slots)
     tokens_BJ, finite_B = what_stays(logits_BJV, drafts_BK, accepted_B, next_B)
-    places_B, longest = positions_B + accepted_B, tokens_SL.shape[1]  # a full context has no place for the last token
-    kept_B = tokens_SL[slots_B, places_B.clamp(max=longest - 1)]
-    tokens_SL[slots_B, places_B.clamp(max=longest - 1)] = torch.where(places_B < longest, next_B, kept_B)
+    write_tokens(tokens_SL, slots_B, positions_B + accepted_B, next_B)
     result = Checked(checked, tokens_BJ, accepted_B, finite_B)
     tops = [chunk.request.params.top_logprobs for chunk in checked if chunk.request.params.logprobs]
     if tops:

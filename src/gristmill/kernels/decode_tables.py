@@ -47,3 +47,14 @@ def keep_drawn(tokens_SL: Tensor, places_S: Tensor, slots_B: Tensor, drawn_B: Te
     fits_B = (positions_B >= 0) & (positions_B + 1 < tokens_SL.shape[1])
     tokens_SL[slots_B[fits_B], positions_B[fits_B] + 1] = drawn_B[fits_B]
     places_S[slots_B] = torch.where(positions_B < 0, -1, positions_B + 1)
+
+
+def write_tokens(
+    tokens_SL: Tensor, slots_B: Tensor, places_B: Tensor, new_B: Tensor, there_B: Tensor | None = None
+) -> None:
+    """Write a token into each slot's row (int64 all), but where `there_B` is false. One that ends a full row has no
+    place, and no step that would read it."""
+    at_B = places_B.clamp(max=tokens_SL.shape[1] - 1)
+    fits_B = places_B < tokens_SL.shape[1]
+    written_B = fits_B if there_B is None else fits_B & there_B
+    tokens_SL[slots_B, at_B] = torch.where(written_B, new_B, tokens_SL[slots_B, at_B])

@@ -22,7 +22,7 @@ from ..scheduler import Chunk, Step
 from ..sending import on_its_way
 from .draft import Piece
 
-MOST = 2  # tokens behind the first that are read as a graph: a draft that was right to its end leaves two to be read
+MOST = 1  # tokens behind the first that are read as a graph: a draft that was right to its end leaves two in all
 
 
 class PagedDraftRunner:
@@ -110,8 +110,7 @@ class PagedDraftRunner:
         first."""
         self._steps += 1
         if max(chunk.num_tokens for chunk in chunks) <= 1 + MOST:
-            width = MOST if any(behind) else 1
-            plan_BP = torch.tensor([plan_of(*row, width) for row in zip(chunks, behind, strict=True)])
+            plan_BP = torch.tensor([plan_of(*row, MOST) for row in zip(chunks, behind, strict=True)])
             logits_BV = self.runner.replay_reading(Step(self._steps, list(chunks), [], False), plan_BP)
             if logits_BV is not None:
                 return logits_BV
