@@ -92,9 +92,9 @@ def decode_rows(arguments: argparse.Namespace, shape: str, batch: int, context: 
     choices = [default]
     if arguments.sweep:
         choices += [
-            DecodeTiles(keys, warps, stages, programs, part)
-            for keys, warps, stages, programs, part in itertools.product(
-                (32, 64, 128), (4, 8), (2, 3, 4, 5), (2, 4), (128, 256, 512)
+            DecodeTiles(keys, warps, stages, programs, registers, part)
+            for keys, warps, stages, (programs, registers), part in itertools.product(
+                (32, 64), (4, 8), (3, 5, 7), ((2, None), (3, 168), (4, 128)), (128, 256)
             )
         ]
     for number, tiles in enumerate(choices):

@@ -37,6 +37,7 @@ def draw(sampler, logits, slots=None, positions=None, masks=None):
 def ready(sampler, logits, position, masks=None):
     """Logits as they are drawn from, of slot 0."""
     slots = torch.zeros(1, dtype=torch.int64)
+    sampler.write_placed()
     return sampler._ready(logits, slots, torch.tensor([position]), masks, sampler.asked([0]))
 
 

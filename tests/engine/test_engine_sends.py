@@ -71,16 +71,20 @@ def test_parameters_are_sent_without_waiting(kind):
     sampler = Sampler(5, 20, "meta", [1])
     with watched():
         sampler.place(2, Request(0, [4, 5, 4], PARAMS[kind]))
+        sampler.write_placed()
         sampler.place(2, Request(1, [4], PARAMS["plain"]))
+        sampler.write_placed()
 
 
 def test_what_is_sent_is_what_was_asked():
     sampler = Sampler(5, 20, "cpu", [1])
     sampler.place(2, Request(0, [4, 5, 4], PARAMS["plain"], output_ids=[6]))
+    sampler.write_placed()
     row = [column[2].item() for column in sampler.table]
     assert row[1:] == [5, pytest.approx(0.9), pytest.approx(0.1), 2**63 + 5 - 2**64]
     assert row[0] == pytest.approx(0.7)
     sampler.place(3, Request(1, [4, 5, 4], PARAMS["penalties"], output_ids=[6, 6]))
+    sampler.write_placed()
     assert sampler.penalties_S3[3].tolist() == [pytest.approx(1.1), 0, 0.5]
     assert sampler.counted[3, 6] == 2
     assert sampler.counted[3, 4] == sampler.counted[3, 5] == 1 << 30

@@ -88,11 +88,11 @@ def test_parts_of_any_length_merge_to_the_same(kernels, variant):
 def test_a_sequence_has_at_most_so_many_parts(kernels, monkeypatch):
     from gristmill.kernels import paged_decode_triton as decode
 
-    monkeypatch.setattr(decode, "most_parts", lambda kv_heads: 8)
+    monkeypatch.setattr(decode, "most_parts", lambda kv_heads: 3)
     made = example(replace(DECODE, lengths=(300, 1, 140), counts=(1, 1, 1)))
     tiles = decode.DecodeTiles(16, 4, 1, 1, shortest_part=16)
     space = decode.decode_space(3, 4, made.layer, shortest_part=16)
-    assert space.sums.shape[0] == 3 * 2 * 8  # in the kernel a part more would be written over another
+    assert space.sums.shape[0] == 3 * 2 * 3  # in the kernel a part more would be written over another
     out = torch.full_like(made.q_NHD, float("nan"))
     decode.paged_decode_kernel(out, *made.arguments, space, tiles)
     check(out, made)

@@ -59,6 +59,8 @@ def example(case, dtype=torch.float32, stored=None, device="cpu"):
     layer = PagedLayer(keys, values, table, *scales)
     frequencies = 10.0 ** -torch.arange(case.pairs, device=device).float().div(max(case.pairs, 1))
     turning = Turning(frequencies, 1.25) if case.pairs else None
+    if turning is not None and case.norm:
+        turning = turning.with_table(32)
     norms = [Norm(draw(case.width), 1e-3, offset=case.offset) if case.norm else None for _ in range(2)]
     qkv = draw(len(POSITIONS), (case.heads + 2 * case.kv_heads) * case.width)
     # Views with a stride, as of a table that was sent at once.
@@ -137,7 +139,9 @@ def test_a_narrow_cache_holds_keys_to_half_a_step(stored):
 def compare(function, arguments, tolerance):
     ours, theirs = own_copy(arguments), own_copy(arguments)
     found, expected = function(*ours), rope_kv_reference(*theirs)
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    kept = arguments[1] >= 0  # the queries of a token that pads mean nothing, but are numbers
+    torch.testing.assert_close(found[kept], expected[kept], rtol=tolerance, atol=tolerance)
+    assert found.isfinite().all()
     for one, other in zip(ours[3], theirs[3], strict=True):
         if one is None:
             assert other is None

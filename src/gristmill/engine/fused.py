@@ -32,6 +32,7 @@ from ..model.norms import LayerNorm, OffsetLayerNorm, OffsetRMSNorm, RMSNorm
 from ..model.positions import attention_factor, rotary_frequencies
 from ..model.self_attention import SelfAttention
 
+MOST_TABLE = 2**28  # bytes of cosines and sines of all positions; above, they are computed each time
 Entered = tuple[Tensor, Norm | None]  # what a layer takes, and the norm that is still to be applied to it
 
 
@@ -130,7 +131,7 @@ class FusedDecoder:
         assert isinstance(attention, SelfAttention)
         qkv_NX = stream.linear(attention.qkv, entered)
         norms = (norm_of(attention.q_norm), norm_of(attention.k_norm)) if attention.norm_heads else (None, None)
-        turning = self._turning(block.kind, step)
+        turning = self._turning(block.kind, step, layer)
         q_NHD = rope_kv(qkv_NX, step.positions_N, step.slots_N, layer, turning, *norms)
         spec = attention.spec if attention.sinks is None else replace(attention.spec, sinks=attention.sinks)
         out_NX = step.attend(spec, q_NHD, layer).flatten(1)
@@ -145,8 +146,8 @@ class FusedDecoder:
         wide = stream.linear(first, entered, self.config, layer.gated)
         stream.add_linear(layer.down, wide, norm)
 
-    def _turning(self, kind: LayerKind, step: FusedStep) -> Turning | None:
-        """Rotary frequencies of full or sliding layers: made once, but for those that depend on the context."""
+    def _turning(self, kind: LayerKind, step: FusedStep, layer: PagedLayer) -> Turning | None:
+        """Rotary positions of full or sliding layers: made once, but for those that depend on the context."""
         config = self.config
         if config.positions != "rope":
             return None
@@ -159,7 +160,10 @@ class FusedDecoder:
             return Turning(rotary_frequencies(config.rotary_dim, theta, scaling, lengths_N, lengths_N.device))
         if kind not in self._turnings:
             frequencies = rotary_frequencies(config.rotary_dim, theta, scaling, None, step.positions_N.device)
-            self._turnings[kind] = Turning(frequencies, attention_factor(scaling))
+            turning = Turning(frequencies, attention_factor(scaling))
+            longest = layer.block_table_SM.shape[1] * layer.keys.shape[1]
+            tabled = frequencies.is_cuda and 8 * longest * len(frequencies) <= MOST_TABLE
+            self._turnings[kind] = turning.with_table(longest) if tabled else turning
         return self._turnings[kind]
 
 

@@ -348,11 +348,13 @@ class Runner:
     def _fill_tables(self, step: Step, drafts: bool = True) -> None:
         """Rows of requests that are new in their slot, blocks that others have got since, and tokens of drafts."""
         new: list[tuple[int, int, int]] = []
+        placed: list[tuple[int, list[int]]] = []
         guessed: list[tuple[int, int, int]] = []
         for chunk in step.chunks:
             request, slot = chunk.request, _slot(chunk)
             if self._placed.get(slot) != (request.id, request.num_preemptions):
                 self._place(request, slot)
+                placed.append((slot, request.prompt_ids + request.output_ids))
             first = self._sent[slot]
             if step.copies:  # a shared block that is about to be written was replaced
                 first = min(first, chunk.start // self.config.block_size)
@@ -360,6 +362,9 @@ class Runner:
                 new.append((slot, number, request.blocks[number]))
             self._sent[slot] = len(request.blocks)
             guessed += [(slot, place, token) for place, token in enumerate(chunk.drafts, chunk.start + 1)]
+        if placed:
+            self._write_rows(placed)
+            self.sampler.write_placed()
         if guessed and drafts:
             slots, places, tokens = on_its_way(guessed, torch.int64, self.device).unbind(1)
             self.tokens_ST[slots, places] = tokens
@@ -371,9 +376,15 @@ class Runner:
         self._placed[slot] = request.id, request.num_preemptions
         self._sent[slot] = 0
         self._asked = None
-        ids = request.prompt_ids + request.output_ids
-        self.tokens_ST[slot, : len(ids)] = on_its_way(ids, torch.int64, self.device)
         self.sampler.place(slot, request)
+
+    def _write_rows(self, rows: Sequence[tuple[int, list[int]]]) -> None:
+        """The tokens of each slot into its row, all with one copy."""
+        longest = self.tokens_ST.shape[1]
+        ids = torch.tensor([token for _, ids in rows for token in ids])
+        places = torch.cat([torch.arange(slot * longest, slot * longest + len(ids)) for slot, ids in rows])
+        ids_N, places_N = sent(torch.stack((ids, places)), self.device).unbind(0)
+        self.tokens_ST.view(-1)[places_N] = ids_N
 
     def _context_lengths(self, chunks: Sequence[Chunk]) -> Tensor:
         lengths = [length for chunk in chunks for length in context_lengths(chunk)]

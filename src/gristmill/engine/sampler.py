@@ -115,6 +115,7 @@ class Sampler:
         self.entry_values_SW = self._filled((slots, 0), 0.0)
         self.entry_until_SW = self._filled((slots, 0), 0, torch.int64)  # the entry holds before this position
         self._placed: dict[int, SamplingParams] = {}
+        self._unwritten: dict[int, list[float]] = {}  # by slot, what `write_placed` has yet to send
         self._entries: dict[int, int] = {}  # of slots that have any
 
     def _filled(self, shape: int | tuple[int, ...], value: float, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -122,18 +123,36 @@ class Sampler:
 
     @torch.inference_mode()
     def place(self, slot: int, request: Request) -> None:
-        """Write a request's parameters into its slot, and what it has of tokens so far where they count."""
+        """Take a request's parameters for its slot, and what it has of tokens so far where they count. The parameters
+        are in the tables after `write_placed`, which sends those of many requests at once."""
         params = request.params
         self._placed[slot] = params
         seed = request.seed & (2**64 - 1)
-        values = params.temperature, params.top_k, params.top_p, params.min_p, seed - (seed >> 63 << 64)
-        for column_S, value in zip(self.table, values, strict=True):
-            column_S[slot].fill_(min(value, 2**31 - 1) if column_S.dtype == torch.int32 else value)
-        for place, value in enumerate((params.repetition_penalty, params.presence_penalty, params.frequency_penalty)):
-            self.penalties_S3[slot, place].fill_(value)
+        self._unwritten[slot] = [
+            params.temperature, min(params.top_k, 2**31 - 1), params.top_p, params.min_p, seed - (seed >> 63 << 64),
+            params.repetition_penalty, params.presence_penalty, params.frequency_penalty,
+        ]  # fmt: skip
         if params.penalizes:
             self._count(slot, request)
         self._place_entries(slot, request)
+
+    @torch.inference_mode()
+    def write_placed(self) -> None:
+        """What was taken since the last call, into the tables."""
+        if not self._unwritten:
+            return
+        rows = self._unwritten.values()
+        exact = torch.tensor([[slot, row[1], row[4]] for slot, row in self._unwritten.items()])
+        floats = torch.tensor([[row[place] for place in (0, 2, 3, 5, 6, 7)] for row in rows], dtype=torch.float32)
+        # One copy for all: a float's bits as half of a whole number.
+        packed = sent(torch.cat((exact, floats.view(torch.int64)), dim=1), self.device)
+        slots_B, top_k_B, seed_B = packed[:, :3].unbind(1)
+        numbers_B6 = packed[:, 3:].contiguous().view(torch.float32)
+        self.table.top_k_S[slots_B], self.table.seed_S[slots_B] = top_k_B.int(), seed_B
+        for place, column_S in enumerate((self.table.temperature_S, self.table.top_p_S, self.table.min_p_S)):
+            column_S[slots_B] = numbers_B6[:, place]
+        self.penalties_S3[slots_B] = numbers_B6[:, 3:]
+        self._unwritten.clear()
 
     def _count(self, slot: int, request: Request) -> None:
         if self.counted is None:
@@ -207,6 +226,7 @@ class Sampler:
         token that may come. `slots`: those of `slots_B`, where the host knows them; without, on a GPU, all that were
         placed and not freed are reckoned with.
         """
+        self.write_placed()
         if slots is None and not slots_B.is_cuda:
             slots = slots_B.tolist()
         return self.sample_as(self.asked(slots), logits_BV, slots_B, positions_B, masks)
@@ -288,6 +308,7 @@ class Sampler:
         drafts) is a draft of probability 1: it changes no token, seeded or not. `masks`: int32 `[B, J, ceil(V / 32)]`.
         Rows with penalties have no drafts.
         """
+        self.write_placed()
         if slots is None and not slots_B.is_cuda:
             slots = slots_B.tolist()
         asked = self.asked(slots)

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import ceil_div
+
 BLOCK = 2048
 
 
@@ -33,7 +35,7 @@ def adamw_kernel(
     is 1. `rates`, `grad_scale` and `found_inf` lie on the device and are not read by the host.
     """
     count = weight.numel()
-    _adamw[(triton.cdiv(count, BLOCK),)](
+    _adamw[(ceil_div(count, BLOCK),)](
         weight,
         gradient,
         exp_avg,

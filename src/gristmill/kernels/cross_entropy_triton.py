@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cross_entropy import LogitShape
+from .sizes import power_of_two
 
 # Logits a program holds at a time, 8 a thread: 30 registers, so two programs of 1,024 threads fill a multiprocessor,
 # and no more rows are under way (264 on an H100) than its L2 cache holds.
@@ -33,7 +34,7 @@ def cross_entropy_kernel(
     sums = torch.empty(2, count, dtype=torch.float32, device=products_NV.device)
     if count == 0:
         return sums[0], sums[1]
-    block = min(LONGEST_BLOCK, triton.next_power_of_2(vocab))
+    block = min(LONGEST_BLOCK, power_of_two(vocab))
     _cross_entropy[(count,)](
         products_NV,
         products_NV if shape.bias_V is None else shape.bias_V.contiguous(),

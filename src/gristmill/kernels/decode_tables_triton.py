@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import power_of_two
+
 
 def decode_inputs_kernel(tokens_SL: Tensor, places_S: Tensor, slots_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`decode_inputs` on a GPU."""
@@ -22,7 +24,7 @@ def decode_inputs_kernel(tokens_SL: Tensor, places_S: Tensor, slots_B: Tensor) -
         lengths_B,
         rows,
         tokens_SL.stride(0),
-        BLOCK=triton.next_power_of_2(max(rows, 32)),
+        BLOCK=power_of_two(max(rows, 32)),
         num_warps=4,
     )
     return ids_B, positions_B, lengths_B
@@ -40,7 +42,7 @@ def keep_drawn_kernel(tokens_SL: Tensor, places_S: Tensor, slots_B: Tensor, draw
         tokens_SL.shape[1],
         tokens_SL.stride(0),
         drawn_B.stride(0),
-        BLOCK=triton.next_power_of_2(max(rows, 32)),
+        BLOCK=power_of_two(max(rows, 32)),
         num_warps=4,
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .dependent_launch import launch_options, start_next, wait_for_inputs
 from .norms import Norm
+from .sizes import power_of_two
 
 
 def add_norm_kernel(x_NC: Tensor, norm: Norm, residual_NC: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -39,7 +40,7 @@ def _launch(
     assert x_NC.stride(1) == residual_NC.stride(1) == 1, "a program reads a row from end to end"
     if count == 0:
         return
-    block = triton.next_power_of_2(width)
+    block = power_of_two(width)
     _norm[(count,)](
         x_NC,
         residual_NC,

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from .rope_kv import PagedLayer, store
 
 if TYPE_CHECKING:
     from .paged_decode_triton import DecodeSpace
-    from .paged_reference import Group
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +95,8 @@ class PagedBatch:
         return self.slots_B.tolist(), self.offsets.tolist(), self.lengths_B.tolist()
 
     @cached_property
-    def plans(self) -> dict[tuple[object, ...], list[Group]]:
-        """What plain torch has worked out about this step, which is the same for most layers."""
+    def plans(self) -> dict[tuple[object, ...], Any]:
+        """What has been worked out about this step and is the same for most layers."""
         return {}
 
 

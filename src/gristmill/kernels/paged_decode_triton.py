@@ -5,17 +5,19 @@ are divided among programs (Dao et al. 2023, "Flash-Decoding"), or a batch of on
 it has key heads. How many parts a sequence has follows from its own length alone, so its result is the same, bit for
 bit, whoever is decoded with it. The program that ends a sequence's last part merges all of them, in their order.
 
-The grid is the GPU's, not the batch's: every program works out the list of all parts (a sum over the batch, in
-registers) and takes every so many-th. So one CUDA graph serves all lengths, and no program starts in vain.
+The grid is the GPU's, not the batch's: a small kernel writes down the list of all parts, once for all layers of a step
+that see alike, and every program takes every so many-th. So one CUDA graph serves all lengths, and no program starts in
+vain.
 
 Figures behind the choices, for an H100 (132 multiprocessors, 228 KiB of shared memory each, 3.0 TB/s):
-- 3.0 TB/s times 0.7 us of latency are 2.1 MB on their way, 16 KiB a multiprocessor. A tile of 64 keys of width 128 in
-  bfloat16 is 32 KiB with its values; two of them waiting in each of two programs are enough several times over.
-- 16 rows are the tensor cores' least: a group of 1 to 16 queries costs the same. 16 x 128 sums on 4 warps are only 16
-  registers a thread, but a tile's addresses and the merge take it to 250 (ptxas, sm_90a): two programs of 4 warps fill
-  a multiprocessor's registers, which is why the grid has two for each.
+- A part takes a program some four latencies in a row (the list, the blocks' numbers, keys, what it leaves) of about
+  1 us, and its bytes take a multiprocessor 1 us for each 23 KB. What hides the former are other programs of the same
+  multiprocessor: with two of them and parts of 128 keys of width 64, 32 KB, a third of the memory's speed was reached,
+  so there are as many as registers and shared memory allow.
+- 16 rows are the tensor cores' least: a group of 1 to 16 queries costs the same. The merge has rows for those alone.
 - A part of 128 keys is 2 tiles, which are on their way together: about two latencies in all. A batch of one at 512
-  tokens gets 4 parts a head. What a part leaves for the merge, 4 (E + 2) bytes a row, is 2-6 % of what it has read.
+  tokens gets 4 parts a head. Longer sequences have longer parts: what is left for the merge, 4 (E + 2) bytes a row, and
+  the latencies are shared by more keys, and few sequences still fill the GPU.
 - At most so many parts that a batch of one fills the GPU twice: more would only be merged.
 """
 
@@ -41,7 +43,9 @@ from .paged_tile_triton import (
     width_of,
 )
 from .rope_kv import PagedLayer
+from .sizes import ceil_div, power_of_two
 
+FIELDS = 9  # of a part: sequence, slot, length, first query, queries, first tile, end, parts of the sequence, its first
 SHORTEST_PART = 128  # keys
 PROGRAMS = 264  # of a batch of one, over all heads; a constant, so that results do not depend on the GPU's size
 # Shared memory that a program's waiting tiles may take: two programs and what they need besides fit a multiprocessor.
@@ -65,6 +69,7 @@ class DecodeTiles:
     warps: int
     stages: int
     programs: int  # a multiprocessor
+    registers: int | None = None  # a thread, at most
     shortest_part: int = SHORTEST_PART
 
 
@@ -73,8 +78,7 @@ def decode_space(
 ) -> DecodeSpace:
     """Space for batches of `num_seqs` sequences as long as the block table is wide."""
     kv_heads, width = layer.keys.shape[2], layer.values.shape[-1]
-    longest = layer.block_table_SM.shape[1] * layer.keys.shape[1]
-    parts = num_seqs * kv_heads * min(most_parts(kv_heads), triton.cdiv(longest, shortest_part))
+    parts = num_seqs * kv_heads * parts_of_longest(layer, shortest_part)
     rows = num_heads // kv_heads * max_count
     device = layer.keys.device
     return DecodeSpace(
@@ -86,12 +90,21 @@ def decode_space(
 
 def most_parts(kv_heads: int) -> int:
     """Parts of a sequence at most."""
-    return min(max(triton.next_power_of_2(PROGRAMS // kv_heads), 8), 256)
+    return min(max(power_of_two(PROGRAMS // kv_heads), 8), 256)
+
+
+def parts_of_longest(layer: PagedLayer, shortest_part: int) -> int:
+    """Parts at most of a sequence as long as the block table is wide: `_parts`, of whichever length has most."""
+    shortest = ceil_div(layer.block_table_SM.shape[1] * layer.keys.shape[1], shortest_part)
+    parts = shortest if shortest <= 4 else max(4, ceil_div(shortest, 2))
+    if shortest > 16:
+        parts = max(8, ceil_div(shortest, 4))
+    return min(parts, most_parts(layer.keys.shape[2]))
 
 
 def merged_at_once(rows: int, value_width: int) -> int:
-    """Parts whose sums are on their way together in the merge: 4,096 numbers, 32 registers a thread of 4 warps."""
-    return min(max(4096 // (width_of(rows) * width_of(value_width)), 1), 4)
+    """Parts whose sums are on their way together in the merge: 2,048 numbers, 16 registers a thread of 4 warps."""
+    return min(max(2048 // (power_of_two(rows) * width_of(value_width)), 1), 8)
 
 
 def decode_tiles(layer: PagedLayer, rows: int) -> DecodeTiles:
@@ -115,7 +128,7 @@ def paged_decode_kernel(
     tiles: DecodeTiles | None = None,
 ) -> None:
     """`paged_attention` of the batch's first `num_decoding` sequences, into their rows of `out_NHE`."""
-    kv_heads = layer.keys.shape[2]
+    kv_heads, constants = layer.keys.shape[2], common_arguments(out_NHE, q_NHD, layer, batch, scores)
     rows = q_NHD.shape[1] // kv_heads * batch.max_count
     if tiles is None:
         tiles = decode_tiles(layer, rows)
@@ -125,26 +138,54 @@ def paged_decode_kernel(
     assert space.arrived.shape[0] >= batch.num_decoding * kv_heads
     programs = _multiprocessors(q_NHD.device) * tiles.programs if q_NHD.is_cuda else 3
     _decode[(min(programs, space.sums.shape[0]),)](
-        **common_arguments(out_NHE, q_NHD, layer, batch, scores),
-        slots=batch.slots_B,
-        offsets=batch.offsets,
-        lengths=batch.lengths_B,
+        **constants,
+        items=_shared_out(layer, batch, scores, tiles),
         sums=space.sums,
         peaks=space.peaks,
         arrived=space.arrived,
-        count=batch.num_decoding,
-        kv_heads=kv_heads,
-        most_parts=most_parts(kv_heads),
-        shortest_part=triton.cdiv(tiles.shortest_part, tiles.keys),
+        KV_HEADS=kv_heads,
+        FIELDS=FIELDS,
         ROWS=space.sums.shape[1],
         SOME=merged_at_once(rows, layer.values.shape[-1]),
-        BLOCK_B=max(triton.next_power_of_2(batch.num_decoding), 16),
+        BLOCK_R=power_of_two(rows),
         BLOCK_M=width_of(rows),
         BLOCK_N=tiles.keys,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
+        **({} if tiles.registers is None else {"maxnreg": tiles.registers}),
         **launch_options(),
     )
+
+
+def _shared_out(layer: PagedLayer, batch: PagedBatch, scores: Scores, tiles: DecodeTiles) -> Tensor:
+    """The list of a step's parts, int32 `[1 + parts, FIELDS]`, for all layers that see alike; the first row says how
+    many there are."""
+    most, shortest = most_parts(layer.keys.shape[2]), ceil_div(tiles.shortest_part, tiles.keys)
+    recording = layer.keys.is_cuda and torch.cuda.is_current_stream_capturing()
+    key = (scores.window, scores.sink_tokens, most, shortest, tiles.keys, recording)
+    if key not in batch.plans:
+        count = batch.num_decoding
+        parts = parts_of_longest(layer, tiles.shortest_part)
+        items = torch.empty(1 + count * parts, FIELDS, dtype=torch.int32, device=layer.keys.device)
+        _share_out[(count,)](
+            items,
+            batch.slots_B,
+            batch.offsets,
+            batch.lengths_B,
+            count,
+            most,
+            shortest,
+            scores.window or 0,
+            scores.sink_tokens,
+            WINDOWED=scores.window is not None,
+            FIELDS=FIELDS,
+            BLOCK_B=max(power_of_two(count), 16),
+            BLOCK_P=power_of_two(parts),
+            BLOCK_N=tiles.keys,
+            **launch_options(),
+        )
+        batch.plans[key] = items
+    return batch.plans[key]
 
 
 @cache
@@ -154,17 +195,72 @@ def _multiprocessors(device: torch.device) -> int:
 
 @triton.jit
 def _parts(tiles, shortest_part, most_parts):  # type: ignore[no-untyped-def]
-    """Tiles of a part, and parts, of a sequence of so many tiles; one part even where there is nothing to see."""
-    each = tl.maximum((tiles + most_parts - 1) // most_parts, shortest_part)
+    """Tiles of a part, and parts, of a sequence of so many tiles; one part even where there is nothing to see. Up to
+    four parts are of the shortest length, up to eight twice and more four times as long."""
+    longer = tl.where(tiles <= 4 * shortest_part, 1, tl.where(tiles <= 16 * shortest_part, 2, 4))
+    each = tl.maximum((tiles + most_parts - 1) // most_parts, shortest_part * longer)
     return each, tl.maximum((tiles + each - 1) // each, 1)
 
 
 # Not compiled anew for every batch: these change from step to step, or from layer to layer; and where the
 # three tensors begin, which are cut out of one.
 @triton.jit(
-    do_not_specialize=["count", "most_parts", "shortest_part", "table_slot", "window", "sink_tokens"],
+    do_not_specialize=["count", "most_parts", "shortest_part", "window", "sink_tokens"],
     do_not_specialize_on_alignment=["slots", "offsets", "lengths"],
 )
+def _share_out(  # type: ignore[no-untyped-def]
+    items,
+    slots,
+    offsets,
+    lengths,
+    count,
+    most_parts,
+    shortest_part,
+    window,
+    sink_tokens,
+    WINDOWED: tl.constexpr,
+    FIELDS: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """A program writes the parts of one sequence behind those of all before it."""
+    start_next(DEPENDENT)
+    wait_for_inputs(DEPENDENT)
+    sequence = tl.program_id(0)
+    b = tl.arange(0, BLOCK_B)
+    length_b = tl.load(lengths + b, mask=b < count, other=0)
+    queries_b = tl.load(offsets + b + 1, mask=b < count, other=0) - tl.load(offsets + b, mask=b < count, other=0)
+    tiles_b, _sink_tiles_b, _skipped_b = seen_tiles(
+        length_b, length_b - queries_b, window, sink_tokens, WINDOWED, BLOCK_N
+    )
+    _each_b, parts_b = _parts(tiles_b, shortest_part, most_parts)
+    parts_b = tl.where(b < count, parts_b, 0)
+    before = tl.sum(tl.where(b < sequence, parts_b, 0), 0)
+    if sequence == 0:
+        tl.store(items, tl.sum(parts_b, 0))
+    length = tl.load(lengths + sequence)
+    first = tl.load(offsets + sequence)
+    queries = tl.load(offsets + sequence + 1) - first
+    tiles, _sink_tiles, _skipped = seen_tiles(length, length - queries, window, sink_tokens, WINDOWED, BLOCK_N)
+    each, parts = _parts(tiles, shortest_part, most_parts)
+    p = tl.arange(0, BLOCK_P)
+    row = items + (1 + before + p) * FIELDS
+    there = p < parts
+    nothing = tl.zeros([BLOCK_P], tl.int32)
+    tl.store(row, nothing + sequence, mask=there)
+    tl.store(row + 1, nothing + tl.load(slots + sequence), mask=there)
+    tl.store(row + 2, nothing + length, mask=there)
+    tl.store(row + 3, nothing + first, mask=there)
+    tl.store(row + 4, nothing + queries, mask=there)
+    tl.store(row + 5, p * each, mask=there)
+    tl.store(row + 6, tl.minimum((p + 1) * each, tiles), mask=there)
+    tl.store(row + 7, nothing + parts, mask=there)
+    tl.store(row + 8, nothing + before, mask=there)
+
+
+@triton.jit(do_not_specialize=["table_slot", "window", "sink_tokens"])
 def _decode(  # type: ignore[no-untyped-def]
     out,
     q,
@@ -175,16 +271,10 @@ def _decode(  # type: ignore[no-untyped-def]
     table,
     slopes,
     sinks,
-    slots,
-    offsets,
-    lengths,
+    items,
     sums,
     peaks,
     arrived,
-    count,
-    kv_heads,
-    most_parts,
-    shortest_part,
     out_token,
     out_head,
     q_token,
@@ -214,9 +304,11 @@ def _decode(  # type: ignore[no-untyped-def]
     MAIN: tl.constexpr,
     TAIL: tl.constexpr,
     E: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    FIELDS: tl.constexpr,
     ROWS: tl.constexpr,
     SOME: tl.constexpr,
-    BLOCK_B: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -227,30 +319,23 @@ def _decode(  # type: ignore[no-untyped-def]
 ):
     start_next(DEPENDENT)
     wait_for_inputs(DEPENDENT)
-    b = tl.arange(0, BLOCK_B)
-    length_b = tl.load(lengths + b, mask=b < count, other=0)
-    queries_b = tl.load(offsets + b + 1, mask=b < count, other=0) - tl.load(offsets + b, mask=b < count, other=0)
-    tiles_b, _sink_tiles_b, _skipped_b = seen_tiles(
-        length_b, length_b - queries_b, window, sink_tokens, WINDOWED, BLOCK_N
-    )
-    _each_b, parts_b = _parts(tiles_b, shortest_part, most_parts)
-    parts_b = tl.where(b < count, parts_b, 0)
-    ends_b = tl.cumsum(parts_b, 0)
-
     r = tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
-    for work in range(tl.program_id(0), tl.sum(parts_b, 0) * kv_heads, tl.num_programs(0)):
+    for work in range(tl.program_id(0), tl.load(items) * KV_HEADS, tl.num_programs(0)):
         # Neighbouring programs read the heads of the same keys, which lie side by side.
-        head = work % kv_heads
-        item = work // kv_heads
-        sequence = tl.sum((ends_b <= item).to(tl.int32), 0)
-        first_item = tl.sum(tl.where(b < sequence, parts_b, 0), 0)
-        length = tl.load(lengths + sequence)
-        first = tl.load(offsets + sequence)
-        queries = tl.load(offsets + sequence + 1) - first
-        blocks = table + tl.load(slots + sequence).to(tl.int64) * table_slot
-        tiles, sink_tiles, skipped = seen_tiles(length, length - queries, window, sink_tokens, WINDOWED, BLOCK_N)
-        each, parts = _parts(tiles, shortest_part, most_parts)
+        head = work % KV_HEADS
+        item = items + (1 + work // KV_HEADS) * FIELDS
+        sequence = tl.load(item)
+        slot = tl.load(item + 1)
+        length = tl.load(item + 2)
+        first = tl.load(item + 3)
+        queries = tl.load(item + 4)
+        begin = tl.load(item + 5)
+        end = tl.load(item + 6)
+        parts = tl.load(item + 7)
+        first_item = tl.load(item + 8)
+        blocks = table + slot.to(tl.int64) * table_slot
+        _tiles, sink_tiles, skipped = seen_tiles(length, length - queries, window, sink_tokens, WINDOWED, BLOCK_N)
 
         wanted = r < queries * GROUP
         # A row too many sees nothing, being before the first key.
@@ -267,8 +352,7 @@ def _decode(  # type: ignore[no-untyped-def]
         acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
         highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
-        begin = (item - first_item) * each
-        for tile in range(begin, tl.minimum(begin + each, tiles)):
+        for tile in range(begin, end):
             at = (tile + tl.where(tile >= sink_tiles, skipped, 0)) * BLOCK_N + n
             acc, highest, total = attend_tile(
                 acc, highest, total, q_main, q_tail, at, length, query_at, slope, blocks,
@@ -289,26 +373,28 @@ def _decode(  # type: ignore[no-untyped-def]
             _store_part(acc, highest, total, sums, peaks, work, r, wanted, E, ROWS, BLOCK_E)
             # All of a program's threads have stored before one of them says so; release and acquire do the rest.
             tl.debug_barrier()
-            here = arrived + sequence * kv_heads + head
+            here = arrived + sequence * KV_HEADS + head
             before = tl.atomic_add(here, 1, sem="acq_rel")
             if before == parts - 1:
                 tl.store(here, 0)
-                acc, highest, total = _merged(
+                few = tl.arange(0, BLOCK_R)  # the rows of the queries, without those that fill a tile up
+                own = few < queries * GROUP
+                mean, peak, weight = _merged(
                     sums,
                     peaks,
-                    first_item * kv_heads + head,
-                    kv_heads,
+                    first_item * KV_HEADS + head,
+                    KV_HEADS,
                     parts,
-                    r,
-                    wanted,
+                    few,
+                    own,
                     E,
                     ROWS,
-                    BLOCK_M,
+                    BLOCK_R,
                     BLOCK_E,
                     SOME,
                 )
                 store_rows(
-                    acc, highest, total, own_out, r, wanted, own_sinks, out_token, out_head, GROUP, E, BLOCK_E, SINKS
+                    mean, peak, weight, own_out, few, own, own_sinks, out_token, out_head, GROUP, E, BLOCK_E, SINKS
                 )
 
 
@@ -345,7 +431,7 @@ def _merged(  # type: ignore[no-untyped-def]
     wanted,
     E: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr,
     SOME: tl.constexpr,
 ):
@@ -353,9 +439,9 @@ def _merged(  # type: ignore[no-untyped-def]
     the first-level cache, which may hold what stood there before."""
     e = tl.arange(0, BLOCK_E)
     next_ones = tl.arange(0, SOME)
-    acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
-    highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_R, BLOCK_E], tl.float32)
+    highest = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
     for start in range(0, parts, SOME):
         those = (part + (start + next_ones) * step).to(tl.int64)
         mask = (start + next_ones < parts)[:, None] & wanted[None, :]

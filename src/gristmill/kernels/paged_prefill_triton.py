@@ -28,6 +28,7 @@ from torch import Tensor
 from .paged_attention import PagedBatch, Scores
 from .paged_tile_triton import attend_tile, common_arguments, load_queries, seen_tiles, store_rows, width_of
 from .rope_kv import PagedLayer
+from .sizes import ceil_div, power_of_two
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def prefill_tiles(q_NHD: Tensor, layer: PagedLayer) -> PrefillTiles:
         tiles = PrefillTiles(128, 64, 8, 3)
     else:
         tiles = PrefillTiles(64, 32, 8, 2)
-    shared = triton.next_power_of_2(q_NHD.shape[1] // layer.keys.shape[2])
+    shared = power_of_two(q_NHD.shape[1] // layer.keys.shape[2])
     return PrefillTiles(max(tiles.rows, shared), tiles.keys, tiles.warps, tiles.stages)
 
 
@@ -71,7 +72,7 @@ def paged_prefill_kernel(
     decoding = batch.num_decoding
     count = batch.slots_B.shape[0] - decoding
     # A block a sequence may be cut short, no more: what there are of them only the device knows.
-    most_blocks = triton.cdiv(q_NHD.shape[0] - decoding, tokens) + count
+    most_blocks = ceil_div(q_NHD.shape[0] - decoding, tokens) + count
     _prefill[(most_blocks, kv_heads)](
         **common_arguments(out_NHE, q_NHD, layer, batch, scores),
         slots=batch.slots_B[decoding:],
@@ -79,7 +80,7 @@ def paged_prefill_kernel(
         lengths=batch.lengths_B[decoding:],
         count=count,
         TOKENS=tokens,
-        BLOCK_B=max(triton.next_power_of_2(count), 16),
+        BLOCK_B=max(power_of_two(count), 16),
         BLOCK_M=tiles.rows,
         BLOCK_N=tiles.keys,
         num_warps=tiles.warps,

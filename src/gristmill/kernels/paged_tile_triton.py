@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .paged_attention import PagedBatch, Scores, value_scales, values_in_keys
 from .rope_kv import PagedLayer
+from .sizes import power_of_two
 
 LOG2_E = math.log2(math.e)
 
@@ -30,7 +31,7 @@ _OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float
 
 def width_of(channels: int) -> int:
     """Channels that a tile takes for so many; 16 at least, as tensor cores want."""
-    return max(triton.next_power_of_2(channels), 16)
+    return max(power_of_two(channels), 16)
 
 
 def cache_bytes_per_key(layer: PagedLayer) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .dependent_launch import launch_options, start_next, wait_for_inputs
 from .norms import Norm
 from .rope_kv import LARGEST, PagedLayer, Turning
+from .sizes import ceil_div, power_of_two
 
 
 def rope_kv_kernel(
@@ -40,31 +41,33 @@ def rope_kv_kernel(
         return q_NHD
     frequencies = qkv_NX if turning is None else turning.frequencies
     pairs = 0 if turning is None else frequencies.shape[-1]
+    tabled = turning is not None and turning.table is not None
     rest = width - 2 * pairs
     scaled = layer.key_scales is not None
-    block_h = max(512 // triton.next_power_of_2(width), 1)
+    block_h = max(512 // power_of_two(width), 1)
     constants: dict[str, Any] = dict(
         HEADS=heads,
         KV_HEADS=kv_heads,
         WIDTH=width,
         PAIRS=pairs,
+        TABLED=tabled,
         BLOCK_SIZE=block_size,
         NORM=q_norm is not None,
         OFFSET=q_norm is not None and q_norm.offset,
         LARGEST=LARGEST[keys.dtype] if scaled else 0.0,
         ROUND=keys.dtype == torch.int8,
         BLOCK_H=block_h,
-        BLOCK_P=triton.next_power_of_2(pairs) if pairs else 0,
-        BLOCK_R=triton.next_power_of_2(rest) if rest else 0,
+        BLOCK_P=power_of_two(pairs) if pairs else 0,
+        BLOCK_R=power_of_two(rest) if rest else 0,
         num_warps=2,
         **launch_options(),
     )
-    _rope_kv[(count, triton.cdiv(heads, block_h) + 2 * triton.cdiv(kv_heads, block_h))](
+    _rope_kv[(count, ceil_div(heads, block_h) + 2 * ceil_div(kv_heads, block_h))](
         qkv_NX,
         positions_N,
         slots_N,
         layer.block_table_SM,
-        frequencies,
+        turning.table if turning is not None and turning.table is not None else frequencies,
         qkv_NX if q_norm is None else q_norm.weight_C,
         qkv_NX if k_norm is None else k_norm.weight_C,
         q_NHD,
@@ -136,6 +139,7 @@ def _rope_kv(  # type: ignore[no-untyped-def]
     KV_HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     PAIRS: tl.constexpr,
+    TABLED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     NORM: tl.constexpr,
     OFFSET: tl.constexpr,
@@ -194,10 +198,15 @@ def _rope_kv(  # type: ignore[no-untyped-def]
             if BLOCK_R > 0:
                 rest *= scale[:, None] * _gains(weight, 2 * PAIRS + r, 2 * PAIRS + r < WIDTH, OFFSET)
         if PAIRS > 0:
-            speed = tl.load(frequencies + token * frequency_stride + p, mask=p < PAIRS, other=0.0)
-            angle = position.to(tl.float32) * speed
-            cos = (tl.cos(angle) * factor)[None, :]
-            sin = (tl.sin(angle) * factor)[None, :]
+            if TABLED:
+                turn = frequencies + position.to(tl.int64) * (2 * PAIRS) + p
+                cos = tl.load(turn, mask=kept & (p < PAIRS), other=0.0)[None, :]
+                sin = tl.load(turn + PAIRS, mask=kept & (p < PAIRS), other=0.0)[None, :]
+            else:
+                speed = tl.load(frequencies + token * frequency_stride + p, mask=p < PAIRS, other=0.0)
+                angle = position.to(tl.float32) * speed
+                cos = (tl.cos(angle) * factor)[None, :]
+                sin = (tl.sin(angle) * factor)[None, :]
             turned = first * cos - second * sin
             second = second * cos + first * sin
             first = turned

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .sampling import MIN_TEMPERATURE, DrawTable, Need
+from .sizes import power_of_two
 
 LONGEST_BLOCK = 8192
 INFINITY = 0x7F800000  # the bits of the float32
@@ -28,7 +29,7 @@ def draw_kernel(
     tokens_B = torch.empty(rows, dtype=torch.int64, device=logits_BV.device)
     finite_B = torch.empty(rows, dtype=torch.bool, device=logits_BV.device)
     if rows:
-        block = min(LONGEST_BLOCK, triton.next_power_of_2(vocab))
+        block = min(LONGEST_BLOCK, power_of_two(vocab))
         _draw[(rows,)](
             logits_BV,
             *table,

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .dependent_launch import launch_options, start_next, wait_for_inputs
 from .norms import Norm
+from .sizes import ceil_div, power_of_two
 from .small_linear import Path
 from .swiglu import Activation
 from .swiglu_triton import activated
@@ -78,12 +79,12 @@ def small_linear_kernel(
         HAS_RESIDUAL=residual_MN is not None,
         **launch_options(),
     )
-    down = triton.cdiv(outputs, blocks["BLOCK_N"])
+    down = ceil_div(outputs, blocks["BLOCK_N"])
     if vector:
         _vector[(down, rows)](*arguments, EVEN=width % blocks["BLOCK_K"] == 0, **constants, **blocks)
     else:
         even = width % (blocks["BLOCK_K"] * blocks["PARTS"]) == 0
-        _matrix[(down, triton.cdiv(rows, blocks["BLOCK_M"]))](*arguments, EVEN=even, **constants, **blocks)
+        _matrix[(down, ceil_div(rows, blocks["BLOCK_M"]))](*arguments, EVEN=even, **constants, **blocks)
     return out_MN
 
 
@@ -92,7 +93,7 @@ def vector_blocks(outputs: int, width: int, gated: bool) -> dict[str, int]:
     block_n = 1
     while block_n < (4 if gated else 8) and outputs >= 512 * block_n:
         block_n *= 2
-    return {"BLOCK_N": block_n, "BLOCK_K": min(triton.next_power_of_2(width), 512 if gated else 1024), "num_warps": 4}
+    return {"BLOCK_N": block_n, "BLOCK_K": min(power_of_two(width), 512 if gated else 1024), "num_warps": 4}
 
 
 def matrix_blocks(width: int, dtype: torch.dtype) -> dict[str, int]:

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dependent_launch import launch_options, start_next, wait_for_inputs
+from .sizes import ceil_div
 from .swiglu import Activation
 
 # 8 channels a thread of gate and of up: one 16-byte load of bfloat16 each.
@@ -20,7 +21,7 @@ def gated_activation_kernel(gate_up_N2F: Tensor, activation: Activation) -> Tens
     assert gate_up_N2F.stride(1) == 1, "a program reads a part of a row from end to end"
     out_NF = torch.empty(count, width, dtype=gate_up_N2F.dtype, device=gate_up_N2F.device)
     if count:
-        _gated_activation[(count, triton.cdiv(width, BLOCK))](
+        _gated_activation[(count, ceil_div(width, BLOCK))](
             gate_up_N2F,
             out_NF,
             gate_up_N2F.stride(0),
@@ -39,7 +40,7 @@ def silu_product_gradient_kernel(gate_up: Tensor, gradient: Tensor) -> Tensor:
     out, width = torch.empty_like(gate_up), gradient.shape[-1]
     count = gradient.numel() // max(width, 1)
     if count:
-        grid = (count, triton.cdiv(width, BLOCK))
+        grid = (count, ceil_div(width, BLOCK))
         _silu_product_gradient[grid](gate_up, gradient, out, width, BLOCK=BLOCK, num_warps=4)
     return out
 
