@@ -96,11 +96,11 @@ class Recording:
     """What CUDA does: fixed tensors in, fixed tensors out, the same work at each replay. Counts what is recorded."""
 
     def __init__(self):
-        self.recorded: list[tuple[int, object]] = []
+        self.recorded: list[tuple[object, ...]] = []
         self.replays = 0
 
     def __call__(self, step, given, asked):
-        self.recorded.append((*given.shape, asked))
+        self.recorded.append((*given.shape, *getattr(step, "args", ()), asked))
         results = step(given, asked)
 
         def replay():

@@ -11,10 +11,11 @@ import torch
 from engine_fixtures import Knowing, Recording, check_tables, params_of
 
 from gristmill.engine.config import EngineConfig
-from gristmill.engine.draft_steps import Planned, idle_plan
+from gristmill.engine.draft_steps import Planned, idle_draft
 from gristmill.engine.engine import Engine
 from gristmill.engine.fused import FusedDecoder
 from gristmill.engine.graphs import DecodeGraphs, bucket
+from gristmill.engine.prompt_steps import Reading, Size, tokens_bucket
 from gristmill.engine.sampling import SamplingParams
 from gristmill.engine.sending import Copied
 from gristmill.engine.speculation.config import SpeculationConfig
@@ -80,6 +81,8 @@ def test_replayed_steps_give_what_launched_ones_give(model, tokenizer, seed, blo
     recording = engine.runner.graphs._capture
     assert recording.replays > 20
     assert len(recording.recorded) == len(set(recording.recorded)), "a kind of step was recorded twice"
+    sizes = {size for kind in recording.recorded for size in kind if isinstance(size, Size)}
+    assert {bool(size.decoding) for size in sizes} == {False, True}, "prompts alone, and beside what decodes"
     for mine, expected in zip(played, plain, strict=True):
         assert mine[0] == expected[0]
         assert mine[1] == pytest.approx(expected[1], abs=1e-4)
@@ -183,7 +186,7 @@ def test_drafts_between_replayed_steps(model, tokenizer, seed, blocks):
         found.append([(request.output_ids, request.finish_reason, request.logprobs) for request in requests])
         replies = {tuple(request.prompt_ids): request.output_ids for request in requests}
     kinds = {kind[:-1] for kind in engine.runner.graphs._capture.recorded}
-    assert {len(kind) for kind in kinds} == {1, 2}, "both kinds of steps were recorded"
+    assert {len(kind) for kind in kinds} == {1, 2, 3}, "steps of all kinds were recorded, of prompts too"
     assert {kind[1] for kind in kinds if len(kind) == 2} <= {3 + 2, 3 + 5}
     figures = engine.speculation
     assert figures.drafts > 20
@@ -220,7 +223,7 @@ def test_forms_are_part_of_replayed_steps(model, tokenizer, seed):
 def test_a_plan_says_where_each_token_of_a_step_stands():
     """Three sequences and an idle row: one token and two guessed ones, one token alone, one and three guessed ones."""
     tokens = torch.arange(40).view(4, 10)
-    plan = torch.tensor([[2, 4, 2, 91, 92, 0], [0, 7, 0, 0, 0, 0], [1, 2, 3, 81, 82, 83], idle_plan(3, 3)])
+    plan = torch.tensor([[2, 4, 2, 91, 92, 0], [0, 7, 0, 0, 0, 0], [1, 2, 3, 81, 82, 83], idle_draft(3, 3)])
     planned = Planned.of(plan, tokens)
     assert planned.ids_N.tolist()[:8] == [24, 91, 92, 7, 12, 81, 82, 83]
     assert planned.positions_N.tolist() == [4, 5, 6, 7, 2, 3, 4, 5] + [-1] * 8
@@ -237,6 +240,26 @@ def test_a_plan_says_where_each_token_of_a_step_stands():
     full = Planned.of(torch.tensor([[1, 8, 1, 5, 0, 0]]), tokens)
     full.keep(tokens, places, torch.tensor([1]), torch.tensor([99]))  # its row ends there
     assert torch.equal(tokens, kept)
+
+
+def test_a_plan_says_whose_the_tokens_of_prompts_are():
+    """One that decodes, room for another, a prompt's last three tokens, the first two of another, and two too many."""
+    plan = torch.tensor([[2, 5, 1, 1], [4, 0, 0, 0], [0, 4, 3, 1], [1, 0, 2, 0], [4, 0, 0, 0]])
+    reading = Reading.of(plan, 8)
+    assert reading.slots_N.tolist()[:6] == [2, 0, 0, 0, 1, 1]
+    assert reading.positions_N.tolist() == [5, 4, 5, 6, 0, 1, -1, -1]
+    assert reading.offsets.tolist() == [0, 1, 1, 4, 6, 6]
+    assert reading.lengths_R.tolist() == [6, 0, 7, 2, 0]
+    assert reading.last_R.tolist() == [0, 0, 3, 5, 5]
+    assert reading.draws_R.tolist() == [True, False, True, False, False]
+    assert reading.there_R.tolist() == [True, False, True, True, False]
+
+
+def test_sizes_of_steps_hold_their_tokens_and_half_as_many_more():
+    sizes = [tokens_bucket(tokens) for tokens in range(1, 9000)]
+    assert all(tokens <= size < max(2 * tokens, 17) for tokens, size in enumerate(sizes, 1))
+    assert all(size <= 1.5 * tokens for tokens, size in enumerate(sizes, 1) if tokens > 128)
+    assert sorted(set(sizes))[:9] == [16, 32, 64, 128, 192, 256, 384, 512, 768]
 
 
 def test_a_recording_that_fails_costs_no_request(model, tokenizer, caplog):
@@ -259,6 +282,6 @@ def test_a_recording_that_fails_costs_no_request(model, tokenizer, caplog):
             one.step()
         found.append([(request.output_ids, request.finish_reason) for request in requests])
     assert found[0] == found[1]
-    assert caplog.text.count("out of memory") == 1
+    assert caplog.text.count("out of memory") == 2  # reading the prompts, and three that decode
     assert [kind[0] for kind in recording.recorded] == [2, 1]
     assert recording.replays == 8

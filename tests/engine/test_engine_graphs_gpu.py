@@ -11,6 +11,7 @@ from engine_fixtures import Knowing, check_tables, make_model, make_tokenizer, p
 from gristmill.engine.config import EngineConfig
 from gristmill.engine.engine import Engine
 from gristmill.engine.graphs import DecodeGraphs, NotRecorded
+from gristmill.engine.prompt_steps import Size
 from gristmill.engine.runner import NOTHING
 from gristmill.engine.sampling import SamplingParams
 from gristmill.engine.speculation.config import SpeculationConfig
@@ -82,7 +83,7 @@ def test_forms_and_a_draft_model_are_recorded(on_gpu, tokenizer):
         if graphs:
             assert None not in small.runner.graphs._graphs.values()
             assert small.runner.graphs._graphs
-            assert any(len(shape) == 2 for shape, _, _ in all_recorded(engine))
+            assert any(len(shape) == 2 and kind is None for shape, _, kind, _ in all_recorded(engine))
     assert engine.speculation.acceptance_length > 3, "the model guesses itself"
     assert sum(mine == expected for mine, expected in zip(*found, strict=True)) >= 3
 
@@ -102,7 +103,7 @@ def test_graphs_give_what_launched_kernels_give(on_gpu, tokenizer, requests, kv_
         while engine.has_work:
             engine.step()
         if graphs:
-            all_recorded(engine)
+            assert any(isinstance(kind, Size) for _, _, kind, _ in all_recorded(engine)), "no prompts were recorded"
         else:
             assert engine.runner.graphs is None
         found.append([(r.output_ids, r.finish_reason) for r in given])
@@ -129,7 +130,7 @@ def test_drafts_are_checked_by_graphs(on_gpu, tokenizer, requests):
             engine.step()
         found.append([request.output_ids for request in given])
         replies = {tuple(request.prompt_ids): request.output_ids for request in given}
-    assert any(shape[1:] for shape, _, _ in all_recorded(engine)), "no such step was recorded"
+    assert any(shape[1:] and kind is None for shape, _, kind, _ in all_recorded(engine)), "no such step was recorded"
     figures = engine.speculation
     assert figures.accepted_tokens > figures.draft_tokens / 3
     # As above, and a draft's step multiplies more rows than a plain one: ties may fall the other way.

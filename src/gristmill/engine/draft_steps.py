@@ -49,7 +49,7 @@ def plan_of(chunk: Chunk, behind: Sequence[int], width: int) -> list[int]:
     return [chunk.request.slot, chunk.start, len(behind), *behind, *[0] * (width - len(behind))]
 
 
-def idle_plan(slot: int, width: int) -> Tensor:
+def idle_draft(slot: int, width: int) -> Tensor:
     """A row that fills a batch up: it has not even a token."""
     return torch.tensor([slot, 0, -1, *[0] * width])
 

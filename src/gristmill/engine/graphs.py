@@ -13,7 +13,7 @@ tensors than before are noticed when the batch changes, or `look_again` is calle
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +60,9 @@ class DecodeGraphs:
         self.most_rows, self.idle_slot = most_rows, idle_slot
         self._capture: Capture = capture or _CudaCapture()
         self._idle = torch.tensor(idle_slot, dtype=torch.int32)
-        # By the shape and type of what they are given, and what is asked; None: could not be recorded.
-        self._graphs: dict[tuple[tuple[int, ...], torch.dtype, Asked], _Graph | None] = {}
+        # By the shape and type of what they are given, what else sets them apart, and what is asked; None: could not
+        # be recorded.
+        self._graphs: dict[tuple[tuple[int, ...], torch.dtype, Hashable, Asked], _Graph | None] = {}
         self._slots: list[int] = []  # of the last batch, sorted
         self.just_recorded = False  # in the last run, which took longer for it
         held = [] if model is None else list(model.modules())
@@ -88,7 +89,7 @@ class DecodeGraphs:
         self._look(slots)
         idle = self._idle if idle is None else idle
         size = bucket(len(slots), self.most_rows)
-        graph = self._graph(step, idle.expand(size, *idle.shape), asked, device)
+        graph = self._graph(step, idle.expand(size, *idle.shape), None, asked, device)
         if graph is None:
             return None
         if rows is not None or graph.slots != slots:
@@ -96,6 +97,26 @@ class DecodeGraphs:
             padded = torch.cat([rows, idle.expand(size - len(slots), *idle.shape)])
             graph.given.copy_(sent(padded, device), non_blocking=True)
             graph.slots = list(slots)
+        graph.replay()
+        return graph.results
+
+    def run_whole(
+        self,
+        step: Recorded,
+        slots: Sequence[int],
+        asked: Asked,
+        device: torch.device,
+        given: Tensor,
+        idle: Tensor,
+        kind: Hashable,
+    ) -> Any | None:
+        """`run` of a step that is given a tensor of its own making, a processor's, as long as `idle`, which means
+        nothing to do. Steps of one `kind` and shape must be the same step."""
+        self._look(slots)
+        graph = self._graph(step, idle, kind, asked, device)
+        if graph is None:
+            return None
+        graph.given.copy_(sent(given, device), non_blocking=True)
         graph.replay()
         return graph.results
 
@@ -107,9 +128,9 @@ class DecodeGraphs:
                 self._graphs.clear()
                 self._addresses = addresses
 
-    def _graph(self, step: Recorded, idle: Tensor, asked: Asked, device: torch.device) -> _Graph | None:
+    def _graph(self, step: Recorded, idle: Tensor, kind: Hashable, asked: Asked, device: torch.device) -> _Graph | None:
         """The recording of a step of as many rows; made of idle ones."""
-        key = tuple(idle.shape), idle.dtype, asked
+        key = tuple(idle.shape), idle.dtype, kind, asked
         self.just_recorded = key not in self._graphs
         if self.just_recorded:
             self._graphs[key] = None

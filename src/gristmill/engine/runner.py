@@ -11,8 +11,9 @@ Shape suffixes: N tokens of the step, B rows that draw, S slots, M blocks of a s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,12 +26,14 @@ from ..kernels.decode_tables import decode_inputs, keep_drawn, write_tokens
 from ..kernels.paged_attention import PagedBatch
 from ..kernels.sampling import Need
 from ..model.decoder import Decoder
+from ..plan.serve_memory import recorded_tokens
 from .attention import InvariantAttention, PagedAttention
 from .cache import PagedCache
 from .config import EngineConfig
-from .draft_steps import FACTS, Found, Planned, idle_plan, plans
+from .draft_steps import FACTS, Found, Planned, idle_draft, plans
 from .fused import FusedDecoder, FusedStep, unfused, varies
 from .graphs import DecodeGraphs, NotRecorded, Recorded, unrecorded
+from .prompt_steps import Reading, Size, can_be_planned, idle_plan, num_ones, plan_of, size_of
 from .request import Request
 from .sampler import Asked, Drawn, Read, Sampler
 from .scheduler import Chunk, Step
@@ -69,16 +72,19 @@ class Runner:
         self.graphs: DecodeGraphs | None = None
         if on_gpu and config.graphs and unrecorded(model.config) is None:
             self.graphs = DecodeGraphs(slots, idle_slot=slots, model=model)
+        self._recorded_tokens = recorded_tokens(model.config, config.max_num_batched_tokens)
 
     @torch.inference_mode()
     def launch(self, step: Step, drafts: Drafts | None = None) -> Launched:
         """Start a step. Nothing is waited for. `drafts`: those that the step's chunks have, or more of each."""
-        if self.graphs is not None and step.decode_only and not step.copies:
-            launched = self._replay(step, self.graphs)
-            if launched is not None:
-                return launched
-        elif self.graphs is not None and drafts and not step.copies and not self.config.batch_invariant:
-            launched = self._replay_checking(step, drafts, self.graphs)
+        if self.graphs is not None and not step.copies:
+            launched = None
+            if step.decode_only:
+                launched = self._replay(step, self.graphs)
+            elif drafts and not self.config.batch_invariant:
+                launched = self._replay_checking(step, drafts, self.graphs)
+            elif not self.config.batch_invariant:
+                launched = self._replay_prompts(step, self.graphs)
             if launched is not None:
                 return launched
         hidden_NC = self.hidden_states(step)
@@ -132,7 +138,7 @@ class Runner:
             drawn = self._run(graphs, self.decode_masked, slots, asked, torch.cat([slots_B1, masks_BW], dim=1), idle)
         if drawn is None:
             return None
-        drawn = drawn.first(len(slots))
+        drawn = drawn.only(slice(len(slots)))
         drawn.tops = self.sampler.tops() if asked.top is not None else {}
         drawn.start_read()
         return Launched(requests, drawn, errors, recorded=graphs.just_recorded)
@@ -146,9 +152,14 @@ class Runner:
         rows: Tensor | None = None,
         idle: Tensor | None = None,
     ) -> Any | None:
-        """A step as a graph; None where it cannot be recorded: replies do not need it, they are slower without."""
+        """A step as a graph, a row for each slot; None where it cannot be recorded."""
+        return self._recording(graphs.run, recorded, slots, asked, self.device, rows, idle)
+
+    @staticmethod
+    def _recording(run: Callable[..., Any | None], *arguments: Any) -> Any | None:
+        """What a graph gives; None where there can be none: replies do not need it, they are slower without."""
         try:
-            return graphs.run(recorded, slots, asked, self.device, rows, idle)
+            return run(*arguments)
         except NotRecorded as error:
             log.warning("such steps are launched kernel by kernel from now on, as they cannot be recorded: %s", error)
             return None
@@ -167,7 +178,7 @@ class Runner:
         plan = plans(step, drafts, asked, self.config.speculation.num_tokens)
         if plan is None:
             return None
-        idle = idle_plan(graphs.idle_slot, plan.shape[1] - FACTS)
+        idle = idle_draft(graphs.idle_slot, plan.shape[1] - FACTS)
         found: Found | None = self._run(graphs, self.check, slots, asked, plan, idle)
         if found is None:
             return None
@@ -177,6 +188,48 @@ class Runner:
         checked = Checked(step.chunks, found.tokens_BJ[:count], found.accepted_B[:count], found.finite_B[:count])
         checked.start_read()
         return Launched([], None, checked=checked, recorded=graphs.just_recorded)
+
+    def _replay_prompts(self, step: Step, graphs: DecodeGraphs) -> Launched | None:
+        """The same of a step that reads prompts (prompt_steps.py)."""
+        size = size_of(step, self.config.max_num_seqs)
+        if size.tokens > self._recorded_tokens:
+            return None
+        self._fill_tables(step)
+        slots = [_slot(chunk) for chunk in step.chunks]
+        asked = self._asked_by([_slot(chunk) for chunk in step.chunks if chunk.samples])
+        if not can_be_planned(step, asked):
+            return None
+        plan, order = plan_of(step, size, graphs.idle_slot)
+        read = partial(self.read_prompts, size)
+        drawn: Drawn | None = self._recording(
+            graphs.run_whole, read, slots, asked, self.device, plan, idle_plan(size, graphs.idle_slot), size
+        )
+        if drawn is None:
+            return None
+        for slot, chunk in zip(slots, step.chunks, strict=True):
+            self._next[slot] = chunk.start + chunk.num_tokens
+        drawing = [at for at in order if step.chunks[at].samples]
+        if not drawing:
+            return Launched([], None, recorded=graphs.just_recorded)
+        ones = num_ones(step)
+        rows = [slice(0, ones), slice(size.decoding, size.decoding + len(drawing) - ones)]
+        drawn = drawn.only(*[some for some in rows if some.start < some.stop])
+        drawn.tops = self.sampler.tops() if asked.top is not None else {}
+        drawn.start_read()
+        return Launched([step.chunks[at].request for at in drawing], drawn, recorded=graphs.just_recorded)
+
+    def read_prompts(self, size: Size, plan_RF: Tensor, asked: Asked) -> Drawn:
+        """A step of these rows (prompt_steps.py), on the device from beginning to end, as `decode`."""
+        reading = Reading.of(plan_RF, size.tokens)
+        batch = PagedBatch(reading.slots_R.int(), reading.offsets, reading.lengths_R, size.decoding)
+        ids_N = self.tokens_ST[reading.slots_N, reading.positions_N.clamp(min=0)]
+        attend = PagedAttention(self.cache.layers, batch)
+        hidden_NC = self._fused_states(ids_N, reading.slots_N, reading.positions_N, attend)
+        self.places_S[reading.slots_R] = torch.where(reading.there_R, reading.ends_R, -1)
+        logits_RV = self._logits(hidden_NC[reading.last_R], as_they_are=plan_RF.is_cuda)
+        drawn = self.sampler.sample_as(asked, logits_RV, reading.slots_R, reading.ends_R)
+        write_tokens(self.tokens_ST, reading.slots_R, reading.ends_R, drawn.tokens_B, reading.draws_R)
+        return drawn
 
     def check(self, plan_BP: Tensor, asked: Asked) -> Found:
         """A step of these rows (draft_steps.py), on the device from beginning to end, as `decode`."""
@@ -212,7 +265,7 @@ class Runner:
         if self.graphs is None or self.config.batch_invariant:
             return None
         self._fill_tables(step)
-        idle = idle_plan(self.graphs.idle_slot, plan_BP.shape[1] - FACTS)
+        idle = idle_draft(self.graphs.idle_slot, plan_BP.shape[1] - FACTS)
         slots = [_slot(chunk) for chunk in step.chunks]
         logits_BV: Tensor | None = self._run(self.graphs, self.read_on, slots, NOTHING, plan_BP, idle)
         return None if logits_BV is None else logits_BV[: len(slots)].clone()  # the next such step writes them again
@@ -236,7 +289,7 @@ class Runner:
             offsets = torch.arange(len(slots_B) + 1, dtype=torch.int32, device=self.device)
             attend = PagedAttention(self.cache.layers, PagedBatch(slots_B, offsets, lengths_B, len(slots_B)))
             hidden_BC = self._fused_states(ids_B, slots_B, positions_B, attend)
-        logits_BV = self._logits(hidden_BC)
+        logits_BV = self._logits(hidden_BC, as_they_are=slots_B.is_cuda)
         drawn = self.sampler.sample_as(asked, logits_BV, slots_B, positions_B + 1, masks_BW)
         keep_drawn(self.tokens_ST, self.places_S, slots_B, drawn.tokens_B)
         return drawn
@@ -297,15 +350,16 @@ class Runner:
             rows[row] = self._fused_states(ids_N[one], slots_N[one], positions_N[one], attend)
         return torch.cat(rows)
 
-    def _logits(self, hidden_BC: Tensor) -> Tensor:
-        """Float32 `[B, V]`, of the tokens that the tokenizer knows."""
+    def _logits(self, hidden_BC: Tensor, as_they_are: bool = False) -> Tensor:
+        """Float32 `[B, V]`, or of the model's type `as_they_are`, of the tokens that the tokenizer knows."""
         if self.config.batch_invariant and not hidden_BC.is_cuda:
             logits_BV = torch.cat([self.model.logits(hidden_BC[row : row + 1]) for row in range(len(hidden_BC))])
         elif self.fused is None:
             logits_BV = self.model.logits(hidden_BC)
         else:
             logits_BV = self.fused.logits(hidden_BC, self.config.batch_invariant)
-        return logits_BV[:, : self.vocab_size].float()
+        logits_BV = logits_BV[:, : self.vocab_size]
+        return logits_BV if as_they_are else logits_BV.float()
 
     def _draw(self, step: Step, hidden_NC: Tensor) -> Launched:
         """Logits behind each chunk that asks for a token, the token, and its place in the table."""

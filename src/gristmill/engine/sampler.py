@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,10 +64,14 @@ class Drawn:
             parts += [self.slots_B, self.logprob_B, self.top_ids_BK, self.top_values_BK]
         return parts
 
-    def first(self, rows: int) -> Drawn:
-        """Only the first rows."""
+    def only(self, *rows: slice) -> Drawn:
+        """Only these rows."""
         names = ("tokens_B", "finite_B", "slots_B", "logprob_B", "top_ids_BK", "top_values_BK")
-        parts = {name: tensor[:rows] for name in names if (tensor := getattr(self, name)) is not None}
+        parts: dict[str, Any] = {}
+        for name in names:
+            if (tensor := getattr(self, name)) is not None:
+                chosen = [tensor[some] for some in rows]
+                parts[name] = chosen[0] if len(chosen) == 1 else torch.cat(chosen)
         return replace(self, **parts)
 
     def start_read(self) -> None:
@@ -235,7 +239,10 @@ class Sampler:
     def sample_as(
         self, asked: Asked, logits_BV: Tensor, slots_B: Tensor, positions_B: Tensor, masks: Tensor | None = None
     ) -> Drawn:
-        """`sample` of rows that ask for no more than this; what a CUDA graph holds, but for `Drawn.tops`."""
+        """`sample` of rows that ask for no more than this; what a CUDA graph holds, but for `Drawn.tops`. On a GPU
+        logits may be of any type: to draw from them, and no more, they need not be widened."""
+        if masks is not None or asked.entries or asked.penalties or asked.top is not None:
+            logits_BV = logits_BV.float()
         ready_BV = self._ready(logits_BV, slots_B, positions_B, masks, asked)
         tokens_B, finite_B = draw(ready_BV, self.table, slots_B, positions_B, asked.need)
         drawn = Drawn(tokens_B, finite_B, slots_B)

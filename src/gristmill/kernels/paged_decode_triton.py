@@ -48,8 +48,8 @@ from .sizes import ceil_div, power_of_two
 FIELDS = 9  # of a part: sequence, slot, length, first query, queries, first tile, end, parts of the sequence, its first
 SHORTEST_PART = 128  # keys
 PROGRAMS = 264  # of a batch of one, over all heads; a constant, so that results do not depend on the GPU's size
-# Shared memory that a program's waiting tiles may take: two programs and what they need besides fit a multiprocessor.
-TILES_BYTES = 72 * 1024
+TILE_BYTES = 16 * 1024  # shared memory of a tile: of two of them in each of four programs a multiprocessor has room
+TILES_BYTES = 72 * 1024  # of the tiles of a program where only two programs fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +108,16 @@ def merged_at_once(rows: int, value_width: int) -> int:
 
 
 def decode_tiles(layer: PagedLayer, rows: int) -> DecodeTiles:
-    """Tiles of 64 keys, of 32 where heads are so wide (256 and latent ones) that two tiles would not fit; two or three
-    of them on their way; twice the warps where sums would fill the registers."""
+    """Tiles of 16 KiB, of 32 keys at least, two of them on their way; twice the warps where sums would fill the
+    registers."""
     bytes_per_key = cache_bytes_per_key(layer)
-    keys = 64 if 2 * 64 * bytes_per_key <= TILES_BYTES else 32
-    waiting = min(max(TILES_BYTES // (keys * bytes_per_key), 1), 3)
+    keys = 64 if 64 * bytes_per_key <= TILE_BYTES else 32
     wide = width_of(rows) * width_of(layer.values.shape[-1]) > 4096
     # A tile waits for its blocks' numbers and then for its keys: Triton gives each of the two half of the stages.
-    return DecodeTiles(keys, 8 if wide else 4, 2 * waiting + 1, 2)
+    if wide or keys * bytes_per_key > TILE_BYTES or layer.key_scales is not None:
+        waiting = 2 if 2 * keys * bytes_per_key <= TILES_BYTES else 1
+        return DecodeTiles(keys, 8 if wide else 4, 2 * waiting + 1, 2)
+    return DecodeTiles(keys, 4, 5, 4, registers=128)
 
 
 def paged_decode_kernel(

@@ -71,8 +71,9 @@ def paged_prefill_kernel(
     tokens = tiles.rows // (q_NHD.shape[1] // kv_heads)
     decoding = batch.num_decoding
     count = batch.slots_B.shape[0] - decoding
-    # A block a sequence may be cut short, no more: what there are of them only the device knows.
-    most_blocks = ceil_div(q_NHD.shape[0] - decoding, tokens) + count
+    # A block a sequence may be cut short, no more: what there are of them only the device knows, as also how many
+    # queries belong to sequences that decode.
+    most_blocks = ceil_div(q_NHD.shape[0], tokens) + count
     _prefill[(most_blocks, kv_heads)](
         **common_arguments(out_NHE, q_NHD, layer, batch, scores),
         slots=batch.slots_B[decoding:],
