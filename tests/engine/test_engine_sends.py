@@ -167,7 +167,8 @@ def test_replaced_weights_are_noticed_by_the_next_request_in_the_same_slot(tmp_p
     runner.graphs = DecodeGraphs(2, 2, recorder(recorded), model)
     asked = Asked(Need(), False, 0, None, False)
     for number in range(3):
-        engine.add_request([7, 8, 9], SamplingParams(max_tokens=1, temperature=0))
+        # With a penalty the prompt is read kernel by kernel.
+        engine.add_request([7, 8, 9], SamplingParams(max_tokens=1, temperature=0, presence_penalty=0.5))
         while engine.has_work:
             engine.step()
         runner.graphs.run(runner.decode, [0], asked, torch.device("cpu"))

@@ -19,7 +19,7 @@ CPU_SHARE, GPU_SHARE = 0.5, 0.9  # of the free memory, for a cache whose size no
 CPU_SEQS, GPU_SEQS = 64, 256
 MOST_SEQS = 2**14
 CPU_TOKENS, GPU_TOKENS = 2048, 8192
-CPU_BLOCK, GPU_BLOCK = 16, 32
+CPU_BLOCK, GPU_BLOCK = 16, 64
 
 
 class Limits(TypedDict, total=False):

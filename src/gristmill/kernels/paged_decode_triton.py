@@ -35,6 +35,7 @@ from .dependent_launch import launch_options, start_next, wait_for_inputs
 from .paged_attention import PagedBatch, Scores
 from .paged_tile_triton import (
     attend_tile,
+    block_numbers,
     cache_bytes_per_key,
     common_arguments,
     load_queries,
@@ -48,8 +49,8 @@ from .sizes import ceil_div, power_of_two
 FIELDS = 9  # of a part: sequence, slot, length, first query, queries, first tile, end, parts of the sequence, its first
 SHORTEST_PART = 128  # keys
 PROGRAMS = 264  # of a batch of one, over all heads; a constant, so that results do not depend on the GPU's size
-TILE_BYTES = 16 * 1024  # shared memory of a tile: of two of them in each of four programs a multiprocessor has room
-TILES_BYTES = 72 * 1024  # of the tiles of a program where only two programs fit
+TILE_BYTES = 8 * 1024  # keys and values of a tile that one warp multiplies
+TILES_BYTES = 72 * 1024  # shared memory of the tiles of a program of more warps: two of them fit a multiprocessor
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,16 +109,19 @@ def merged_at_once(rows: int, value_width: int) -> int:
 
 
 def decode_tiles(layer: PagedLayer, rows: int) -> DecodeTiles:
-    """Tiles of 16 KiB, of 32 keys at least, two of them on their way; twice the warps where sums would fill the
-    registers."""
+    """One warp and tiles of 8 KiB where sums and a tile fit its registers; else four warps and larger tiles, eight
+    where sums would fill theirs. Two or three tiles are on their way."""
     bytes_per_key = cache_bytes_per_key(layer)
-    keys = 64 if 64 * bytes_per_key <= TILE_BYTES else 32
+    keys = TILE_BYTES // bytes_per_key
+    if width_of(rows) == 16 and 16 <= keys <= 32 and layer.key_scales is None:
+        return DecodeTiles(keys, 1, 3, 8, registers=248)
+    keys = 64 if 2 * 64 * bytes_per_key <= TILES_BYTES else 32
+    waiting = min(max(TILES_BYTES // (keys * bytes_per_key), 1), 3)
     wide = width_of(rows) * width_of(layer.values.shape[-1]) > 4096
-    # A tile waits for its blocks' numbers and then for its keys: Triton gives each of the two half of the stages.
-    if wide or keys * bytes_per_key > TILE_BYTES or layer.key_scales is not None:
-        waiting = 2 if 2 * keys * bytes_per_key <= TILES_BYTES else 1
-        return DecodeTiles(keys, 8 if wide else 4, 2 * waiting + 1, 2)
-    return DecodeTiles(keys, 4, 5, 4, registers=128)
+    # Where a tile is of several blocks it waits for their numbers and then for its keys, and Triton gives each of the
+    # two half of the stages.
+    stages = waiting + 1 if layer.keys.shape[1] % keys == 0 else 2 * waiting + 1
+    return DecodeTiles(keys, 8 if wide else 4, stages, 2)
 
 
 def paged_decode_kernel(
@@ -152,6 +156,7 @@ def paged_decode_kernel(
         BLOCK_R=power_of_two(rows),
         BLOCK_M=width_of(rows),
         BLOCK_N=tiles.keys,
+        STAGES=tiles.stages,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
         **({} if tiles.registers is None else {"maxnreg": tiles.registers}),
@@ -198,9 +203,11 @@ def _multiprocessors(device: torch.device) -> int:
 @triton.jit
 def _parts(tiles, shortest_part, most_parts):  # type: ignore[no-untyped-def]
     """Tiles of a part, and parts, of a sequence of so many tiles; one part even where there is nothing to see. Up to
-    four parts are of the shortest length, up to eight twice and more four times as long."""
+    four parts are of the shortest length, up to eight twice and more four times as long, all of about one length."""
     longer = tl.where(tiles <= 4 * shortest_part, 1, tl.where(tiles <= 16 * shortest_part, 2, 4))
-    each = tl.maximum((tiles + most_parts - 1) // most_parts, shortest_part * longer)
+    most = tl.maximum((tiles + most_parts - 1) // most_parts, shortest_part * longer)
+    parts = tl.maximum((tiles + most - 1) // most, 1)
+    each = tl.maximum((tiles + parts - 1) // parts, 1)
     return each, tl.maximum((tiles + each - 1) // each, 1)
 
 
@@ -317,6 +324,7 @@ def _decode(  # type: ignore[no-untyped-def]
     BLOCK_TAIL: tl.constexpr,
     BLOCK_E: tl.constexpr,
     OPERAND: tl.constexpr,
+    STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     start_next(DEPENDENT)
@@ -354,15 +362,34 @@ def _decode(  # type: ignore[no-untyped-def]
         acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
         highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
-        for tile in range(begin, end):
-            at = (tile + tl.where(tile >= sink_tiles, skipped, 0)) * BLOCK_N + n
+        whole = begin  # tiles before it all rows see whole
+        if not WINDOWED:
+            seen_by_all = length
+            if CAUSAL:
+                seen_by_all = length - queries + 1
+            whole = tl.maximum(tl.minimum(seen_by_all // BLOCK_N, end), begin)
+            block = block_numbers(blocks, begin * BLOCK_N, n, length, PAGE, BLOCK_N)
+            for tile in range(begin, whole):
+                following = block_numbers(blocks, (tile + 1) * BLOCK_N, n, length, PAGE, BLOCK_N)
+                acc, highest, total = attend_tile(
+                    acc, highest, total, q_main, q_tail, length, query_at, slope, tile * BLOCK_N, n, block,
+                    keys + head * key_head, values + head * value_head, key_scales + head, value_scales + head,
+                    key_block, key_place, value_block, value_place, scale_block, scale_place,
+                    scale, cap, window, sink_tokens,
+                    False, CAUSAL, WINDOWED, CAPPED, ALIBI, SCALED, VALUES_IN_KEYS,
+                    PAGE, MAIN, TAIL, E, BLOCK_N, BLOCK_D, BLOCK_TAIL, BLOCK_E, OPERAND,
+                )  # fmt: skip
+                block = following
+        for tile in tl.range(whole, end, num_stages=STAGES if WINDOWED else 1):
+            start = (tile + tl.where(tile >= sink_tiles, skipped, 0)) * BLOCK_N
             acc, highest, total = attend_tile(
-                acc, highest, total, q_main, q_tail, at, length, query_at, slope, blocks,
+                acc, highest, total, q_main, q_tail, length, query_at, slope, start, n,
+                block_numbers(blocks, start, n, length, PAGE, BLOCK_N),
                 keys + head * key_head, values + head * value_head, key_scales + head, value_scales + head,
                 key_block, key_place, value_block, value_place, scale_block, scale_place,
                 scale, cap, window, sink_tokens,
                 True, CAUSAL, WINDOWED, CAPPED, ALIBI, SCALED, VALUES_IN_KEYS,
-                PAGE, MAIN, TAIL, E, BLOCK_D, BLOCK_TAIL, BLOCK_E, OPERAND,
+                PAGE, MAIN, TAIL, E, BLOCK_N, BLOCK_D, BLOCK_TAIL, BLOCK_E, OPERAND,
             )  # fmt: skip
 
         own_out = out + first.to(tl.int64) * out_token + head * GROUP * out_head

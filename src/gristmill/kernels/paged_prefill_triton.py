@@ -26,7 +26,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .paged_attention import PagedBatch, Scores
-from .paged_tile_triton import attend_tile, common_arguments, load_queries, seen_tiles, store_rows, width_of
+from .paged_tile_triton import (
+    attend_tile,
+    block_numbers,
+    common_arguments,
+    load_queries,
+    seen_tiles,
+    store_rows,
+    width_of,
+)
 from .rope_kv import PagedLayer
 from .sizes import ceil_div, power_of_two
 
@@ -49,7 +57,7 @@ def prefill_tiles(q_NHD: Tensor, layer: PagedLayer) -> PrefillTiles:
     elif width <= 64:
         tiles = PrefillTiles(128, 64, 4, 3)
     elif width <= 128:
-        tiles = PrefillTiles(128, 64, 8, 3)
+        tiles = PrefillTiles(64, 64, 4, 3)
     else:
         tiles = PrefillTiles(64, 32, 8, 2)
     shared = power_of_two(q_NHD.shape[1] // layer.keys.shape[2])
@@ -191,26 +199,30 @@ def _prefill(  # type: ignore[no-untyped-def]
     key_scales += head
     value_scales += head
     if not WINDOWED:
+        block = block_numbers(blocks, 0, n, end, PAGE, BLOCK_N)
         for tile in range(whole):
+            following = block_numbers(blocks, (tile + 1) * BLOCK_N, n, end, PAGE, BLOCK_N)
             acc, highest, total = attend_tile(
-                acc, highest, total, q_main, q_tail, tile * BLOCK_N + n, end, query_at, slope, blocks,
+                acc, highest, total, q_main, q_tail, end, query_at, slope, tile * BLOCK_N, n, block,
                 keys, values, key_scales, value_scales,
                 key_block, key_place, value_block, value_place, scale_block, scale_place,
                 scale, cap, window, sink_tokens,
                 False, CAUSAL, WINDOWED, CAPPED, ALIBI, SCALED, VALUES_IN_KEYS,
-                PAGE, MAIN, TAIL, E, BLOCK_D, BLOCK_TAIL, BLOCK_E, OPERAND,
+                PAGE, MAIN, TAIL, E, BLOCK_N, BLOCK_D, BLOCK_TAIL, BLOCK_E, OPERAND,
             )  # fmt: skip
+            block = following
     if WINDOWED:
         whole = 0
     for tile in range(whole, tiles):
+        start = (tile + tl.where(tile >= sink_tiles, skipped, 0)) * BLOCK_N
+        block = block_numbers(blocks, start, n, end, PAGE, BLOCK_N)
         acc, highest, total = attend_tile(
-            acc, highest, total, q_main, q_tail, (tile + tl.where(tile >= sink_tiles, skipped, 0)) * BLOCK_N + n,
-            end, query_at, slope, blocks,
+            acc, highest, total, q_main, q_tail, end, query_at, slope, start, n, block,
             keys, values, key_scales, value_scales,
             key_block, key_place, value_block, value_place, scale_block, scale_place,
             scale, cap, window, sink_tokens,
             True, CAUSAL, WINDOWED, CAPPED, ALIBI, SCALED, VALUES_IN_KEYS,
-            PAGE, MAIN, TAIL, E, BLOCK_D, BLOCK_TAIL, BLOCK_E, OPERAND,
+            PAGE, MAIN, TAIL, E, BLOCK_N, BLOCK_D, BLOCK_TAIL, BLOCK_E, OPERAND,
         )  # fmt: skip
     own_out = out + (first + skip).to(tl.int64) * out_token + head * GROUP * out_head
     store_rows(

@@ -139,17 +139,39 @@ def load_queries(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def block_numbers(blocks, start, n, end, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The blocks in which the keys from `start` on stand: one number where a tile lies in one block, else one for each
+    key. Asked for a tile ahead, as the keys wait for it."""
+    if PAGE % BLOCK_N == 0:
+        return tl.load(blocks + start // PAGE, mask=start < end, other=0).to(tl.int64)
+    else:
+        at = start + n
+        return tl.load(blocks + at // PAGE, mask=at < end, other=0).to(tl.int64)
+
+
+@triton.jit
+def _rows(start, n, block, block_step, place_step, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """How far from the first key of the cache each key of a tile is, as a number for all and one for each: within a
+    block the latter are the same for all tiles."""
+    if PAGE % BLOCK_N == 0:
+        return block * block_step + (start % PAGE) * place_step, n * place_step
+    else:
+        return start * 0, block * block_step + (start + n) % PAGE * place_step
+
+
+@triton.jit
 def attend_tile(  # type: ignore[no-untyped-def]
     acc,
     highest,
     total,
     q_main,
     q_tail,
-    at,
     end,
     query_at,
     slope,
-    blocks,
+    start,
+    n,
+    block,
     keys,
     values,
     key_scales,
@@ -175,33 +197,31 @@ def attend_tile(  # type: ignore[no-untyped-def]
     MAIN: tl.constexpr,
     TAIL: tl.constexpr,
     E: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_TAIL: tl.constexpr,
     BLOCK_E: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """The keys at `at` join the softmax of the rows: new `acc`, `highest`, `total`. `blocks` is the sequence's row
-    of the table; keys, values and scales are at the head. Without MASKED every row sees every key of the tile."""
+    """The keys from `start` on join the softmax of the rows: new `acc`, `highest`, `total`. `block` is their
+    `block_numbers`; keys, values and scales are at the head. Without MASKED every row sees every key of the tile."""
+    at = start + n
     held = at < end
-    d = tl.arange(0, BLOCK_D)
-    if MASKED:
-        block = tl.load(blocks + at // PAGE, mask=held, other=0).to(tl.int64)
-    else:
-        block = tl.load(blocks + at // PAGE).to(tl.int64)
-    place = at % PAGE
-    key_rows = keys + block * key_block + place * key_place
-    k = _load_tile(key_rows, d, held, MAIN, BLOCK_D, MASKED)
+    all_keys, each_key = _rows(start, n, block, key_block, key_place, PAGE, BLOCK_N)
+    k = _load_tile(keys + all_keys, each_key, tl.arange(0, BLOCK_D), held, MAIN, BLOCK_D, MASKED)
     if TAIL > 0:
-        k_tail = _load_tile(key_rows + MAIN, tl.arange(0, BLOCK_TAIL), held, TAIL, BLOCK_TAIL, MASKED)
+        tail = tl.arange(0, BLOCK_TAIL)
+        k_tail = _load_tile(keys + all_keys + MAIN, each_key, tail, held, TAIL, BLOCK_TAIL, MASKED)
     if not VALUES_IN_KEYS:
-        value_rows = values + block * value_block + place * value_place
-        v = _load_tile(value_rows, tl.arange(0, BLOCK_E), held, E, BLOCK_E, MASKED)
+        all_values, each_value = _rows(start, n, block, value_block, value_place, PAGE, BLOCK_N)
+        v = _load_tile(values + all_values, each_value, tl.arange(0, BLOCK_E), held, E, BLOCK_E, MASKED)
     k = k.to(OPERAND)
     x = tl.dot(q_main, tl.trans(k), input_precision="ieee")
     if TAIL > 0:
         x = tl.dot(q_tail, tl.trans(k_tail.to(OPERAND)), x, input_precision="ieee")
     if SCALED:
-        scale_at = block * scale_block + place * scale_place
+        all_scales, each_scale = _rows(start, n, block, scale_block, scale_place, PAGE, BLOCK_N)
+        scale_at = all_scales + each_scale
         x *= tl.load(key_scales + scale_at, mask=held, other=0.0)[None, :]
     x *= scale
     if CAPPED:
@@ -235,9 +255,11 @@ def attend_tile(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _load_tile(rows, channels, held, COUNT: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _load_tile(  # type: ignore[no-untyped-def]
+    first, rows, channels, held, COUNT: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr
+):
     """`[N, BLOCK]` of which COUNT channels are read; masks only where there is something to mask."""
-    places = rows[:, None] + channels[None, :]
+    places = first + (rows[:, None] + channels[None, :])
     if MASKED:
         tile = tl.load(places, mask=held[:, None] & (channels < COUNT)[None, :], other=0.0)
     elif COUNT < BLOCK:

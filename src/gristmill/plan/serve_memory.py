@@ -30,7 +30,7 @@ WEIGHT_BITS = {
 KV_TYPES = {"fp32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8}
 SCALE_BITS = 32  # of each key and each value of a token and head that is stored in 8 bits (engine/cache.py)
 CONTEXT_BYTES = 0.6e9  # what a CUDA context and its libraries take before any tensor (assumed)
-BLOCK_TOKENS = 32  # of a block of the cache on a GPU (engine/limits.py)
+BLOCK_TOKENS = 64  # of a block of the cache on a GPU (engine/limits.py)
 STEP_TOKENS = 8192  # most tokens of a step on a GPU (engine/limits.py)
 SLOTS = 256  # most sequences that run at once, unless somebody asks for more (engine/limits.py)
 # About what an H100 does while the host launches a step's kernels: those of larger steps the host launches in time.
