@@ -12,12 +12,15 @@ vain.
 Figures behind the choices, for an H100 (132 multiprocessors, 228 KiB of shared memory each, 3.0 TB/s):
 - A part takes a program some four latencies in a row (the list, the blocks' numbers, keys, what it leaves) of about
   1 us, and its bytes take a multiprocessor 1 us for each 23 KB. What hides the former are other programs of the same
-  multiprocessor: with two of them and parts of 128 keys of width 64, 32 KB, a third of the memory's speed was reached,
-  so there are as many as registers and shared memory allow.
+  multiprocessor, so there are as many as registers allow: eight of one warp where heads are 64 wide (248 registers),
+  four of two warps where they are 128 wide (250). Nothing waits at a barrier within one warp, and nearly nothing
+  within two: measured, 256 sequences of 100 to 1,800 keys, heads 64 wide: 152 us with two programs of four warps, 99
+  with four (128 registers), 81 with eight of one warp.
+- A tile lies in one block of the cache, so that its addresses are one number and what is the same for all tiles: 304
+  instructions a tile and warp instead of 630 (sm_90a, heads 128 wide, two warps). Only the last tile is masked.
 - 16 rows are the tensor cores' least: a group of 1 to 16 queries costs the same. The merge has rows for those alone.
-- A part of 128 keys is 2 tiles, which are on their way together: about two latencies in all. A batch of one at 512
-  tokens gets 4 parts a head. Longer sequences have longer parts: what is left for the merge, 4 (E + 2) bytes a row, and
-  the latencies are shared by more keys, and few sequences still fill the GPU.
+- A batch of one at 512 tokens gets 4 parts a head. Longer sequences have longer parts: what is left for the merge,
+  4 (E + 2) bytes a row, and the latencies are shared by more keys, and few sequences still fill the GPU.
 - At most so many parts that a batch of one fills the GPU twice: more would only be merged.
 """
 
@@ -49,8 +52,7 @@ from .sizes import ceil_div, power_of_two
 FIELDS = 9  # of a part: sequence, slot, length, first query, queries, first tile, end, parts of the sequence, its first
 SHORTEST_PART = 128  # keys
 PROGRAMS = 264  # of a batch of one, over all heads; a constant, so that results do not depend on the GPU's size
-TILE_BYTES = 8 * 1024  # keys and values of a tile that one warp multiplies
-TILES_BYTES = 72 * 1024  # shared memory of the tiles of a program of more warps: two of them fit a multiprocessor
+TILES_BYTES = 72 * 1024  # shared memory of the tiles of a program of four warps: two of them fit a multiprocessor
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +111,11 @@ def merged_at_once(rows: int, value_width: int) -> int:
 
 
 def decode_tiles(layer: PagedLayer, rows: int) -> DecodeTiles:
-    """One warp and tiles of 8 KiB where sums and a tile fit its registers; else four warps and larger tiles, eight
-    where sums would fill theirs. Two or three tiles are on their way."""
+    """32 keys and as many warps, one or two, as hold a tile and the sums in their registers; else four warps and more
+    keys, eight where sums would fill theirs. Two or three tiles are on their way."""
     bytes_per_key = cache_bytes_per_key(layer)
-    keys = TILE_BYTES // bytes_per_key
-    if width_of(rows) == 16 and 16 <= keys <= 32 and layer.key_scales is None:
-        return DecodeTiles(keys, 1, 3, 8, registers=248)
+    if width_of(rows) == 16 and bytes_per_key in (256, 512) and layer.key_scales is None:
+        return DecodeTiles(32, 1, 3, 8, registers=248) if bytes_per_key == 256 else DecodeTiles(32, 2, 4, 4)
     keys = 64 if 2 * 64 * bytes_per_key <= TILES_BYTES else 32
     waiting = min(max(TILES_BYTES // (keys * bytes_per_key), 1), 3)
     wide = width_of(rows) * width_of(layer.values.shape[-1]) > 4096
