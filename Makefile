@@ -20,9 +20,10 @@ setup: $(VENV)/.dev-ready
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest -n 2
 
-# One process: these tests start their own, and time limits are theirs.
+# Most start processes of their own and have time limits: they run alone.
 test-slow: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest -m "slow or browser"
+	$(BIN)/python -m pytest -m "slow and single" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "(slow or browser) and not single"
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check src tests

@@ -2,13 +2,15 @@
 a second where prompts are read, and which tiles do best.
 
     python benchmarks/paged_attention.py                       # both, at the shapes of three models
-    python benchmarks/paged_attention.py --sweep               # every choice of tiles, the best five and the default
+    python benchmarks/paged_attention.py --sweep               # other tiles too, the best five and the default
+    python benchmarks/paged_attention.py --only decode --contexts 300 mixed --batches 1 256
     python benchmarks/paged_attention.py --cache fp8 --only decode --shape 8b --out paged.json
 
 Decoding: microseconds of one call inside a CUDA graph, which goes round as many caches as it takes to be larger than
 the second-level cache; `share` is the bytes of keys and values over that time, over `--bandwidth` (TB/s that a copy
-reaches on that GPU). Prompts: 4 D operations for each query, head and key that the query sees. Beside them torch's own
-attention over as many keys without pages. The best of a sweep is the luckiest of many: time it again before taking it.
+reaches on that GPU). Context `mixed` is lengths of 100 to 1,800 drawn evenly, the same each time. Prompts: 4 D
+operations for each query, head and key that the query sees. Beside them torch's own attention over as many keys without
+pages (of the longest sequence, all). The best of a sweep is the luckiest of many: time it again before taking it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import itertools
 import json
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -43,10 +46,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of attention over the paged cache.")
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--cache", choices=list(CACHES), default="bf16", help="type of keys and values")
-    parser.add_argument("--block-size", type=int, default=32, help="tokens of a block of the cache")
+    parser.add_argument("--block-size", type=int, default=64, help="tokens of a block of the cache")
     parser.add_argument("--only", choices=["decode", "prefill"], default=None)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32, 256])
-    parser.add_argument("--contexts", nargs="+", type=int, default=[512, 4096, 65536])
+    parser.add_argument("--contexts", nargs="+", default=["512", "4096", "65536", "mixed"])
     parser.add_argument("--prompts", nargs="+", type=int, default=[2048, 8192])
     parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s of a copy on this GPU")
     parser.add_argument("--sweep", action="store_true", help="all tiles")
@@ -74,18 +77,24 @@ def report(rows: Iterator[dict[str, Any]], by: str, sweep: bool) -> list[dict[st
     return found
 
 
-def decode_rows(arguments: argparse.Namespace, shape: str, batch: int, context: int) -> Iterator[dict[str, Any]]:
+def lengths_of(context: str, batch: int) -> list[int]:
+    draw = random.Random(0)
+    return [draw.randint(100, 1800) if context == "mixed" else int(context) for _ in range(batch)]
+
+
+def decode_rows(arguments: argparse.Namespace, shape: str, batch: int, context: str) -> Iterator[dict[str, Any]]:
     heads, kv_heads, width = SHAPES[shape]
     dtype = CACHES[arguments.cache]
     per_token = 2 * kv_heads * (width * dtype.itemsize + (4 if dtype.itemsize == 1 else 0))
-    used = batch * context * per_token
+    lengths = lengths_of(context, batch)
+    used = sum(lengths) * per_token
     start = {"decode": shape, "cache": arguments.cache, "batch": batch, "context": context}
     if used > MOST_BYTES:
         return
     copies = math.ceil(COLD_BYTES / used) if used < COLD_BYTES else 1
-    layers = [make_layer(shape, dtype, arguments.block_size, batch, context) for _ in range(copies)]
+    layers = [make_layer(shape, dtype, arguments.block_size, batch, max(lengths)) for _ in range(copies)]
     q_NHD = torch.randn(batch, heads, width, dtype=torch.bfloat16, device="cuda")
-    paged = PagedBatch.of(list(range(batch)), [1] * batch, [context] * batch, "cuda")
+    paged = PagedBatch.of(list(range(batch)), [1] * batch, lengths, "cuda")
     scores = Scores(width**-0.5)
     out = torch.empty_like(q_NHD)
     default = decode_tiles(layers[0], heads // kv_heads)
@@ -93,8 +102,10 @@ def decode_rows(arguments: argparse.Namespace, shape: str, batch: int, context: 
     if arguments.sweep:
         choices += [
             DecodeTiles(keys, warps, stages, programs, registers, part)
-            for keys, warps, stages, (programs, registers), part in itertools.product(
-                (32, 64), (4, 8), (3, 5, 7), ((2, None), (3, 168), (4, 128)), (128, 256)
+            for (keys, warps, programs, registers), stages, part in itertools.product(
+                ((16, 1, 8, 248), (32, 1, 8, 248), (32, 2, 4, None), (64, 2, 6, 160), (32, 4, 4, 128), (64, 4, 4, 128)),
+                (3, 4),
+                (128, 256),
             )
         ]
     for number, tiles in enumerate(choices):
@@ -107,7 +118,7 @@ def decode_rows(arguments: argparse.Namespace, shape: str, batch: int, context: 
         share = used / took / 1e6 / arguments.bandwidth
         yield {**start, **asdict(tiles), "us": took, "share": share}
         if number == 0:
-            yield {**start, "torch_us": torch_decode_time(heads, kv_heads, width, batch, context, copies)}
+            yield {**start, "torch_us": torch_decode_time(heads, kv_heads, width, batch, max(lengths), copies)}
 
 
 def torch_decode_time(heads: int, kv_heads: int, width: int, batch: int, context: int, copies: int) -> float:

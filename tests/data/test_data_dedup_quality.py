@@ -57,6 +57,7 @@ def test_quality_on_a_small_corpus() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.single
 def test_quality() -> None:
     found = dedup_quality(originals=1500)
     checked = found["checked"]

@@ -54,6 +54,7 @@ def replies(smollm2):
 
 
 @pytest.mark.slow
+@pytest.mark.single
 def test_greedy_text_is_that_of_transformers(smollm2, replies):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
@@ -80,6 +81,7 @@ def plain_logprobs(model, prompt, ids):
 
 
 @pytest.mark.slow
+@pytest.mark.single
 def test_log_probabilities_are_those_of_the_plain_forward(smollm2, replies):
     model = load_model(smollm2, torch.float32)
     for prompt, reply in replies:
@@ -88,6 +90,7 @@ def test_log_probabilities_are_those_of_the_plain_forward(smollm2, replies):
 
 
 @pytest.mark.slow
+@pytest.mark.single
 def test_in_bfloat16_they_are_as_near_to_float32_as_the_plain_forwards(smollm2):
     """Logits of about 30 are an eighth apart in bfloat16, so two ways to round are not near each other; neither is
     further from float32 than the other. Few tokens: without bfloat16 a processor is slow."""

@@ -140,5 +140,6 @@ def test_each_request_gets_what_it_gets_alone(engine_of):
 
 
 @pytest.mark.slow
+@pytest.mark.single
 def test_over_many_mixtures_too(engine_of):
     assert sum(check(engine_of, seed) for seed in range(1000, 1050)) > 200

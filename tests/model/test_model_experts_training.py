@@ -88,6 +88,7 @@ def test_the_bias_evens_out_a_skewed_load_at_no_worse_a_loss(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.single
 def test_so_it_does_over_several_seeds_where_an_unbalanced_router_stays_skewed(tmp_path):
     seeds = range(4)
     bias = [outcome(tmp_path, seed, "bias", bias_rate=0.005) for seed in seeds]

@@ -71,6 +71,7 @@ def test_intervals_cover_the_truth():
 
 
 @pytest.mark.slow
+@pytest.mark.single
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     counts = covered(CHINCHILLA, (1, 4, 16, 64), draws=30, resamples=60)
     assert min(counts.values()) >= 22, counts  # of 30 at 90 %; fewer happens once in four hundred times

@@ -102,6 +102,7 @@ def test_what_case_folding_takes_for_the_letters_of_a_contraction(letters: str, 
 
 
 @pytest.mark.slow
+@pytest.mark.single
 @pytest.mark.parametrize("pattern", [Pattern("gpt2"), Pattern("gpt4"), Pattern("smollm")], ids=str)
 def test_every_character_is_cut_as_the_library_cuts_it(pattern: Pattern) -> None:
     """Behind a letter, a blank and a digit, before a letter and a newline, and as if in a contraction."""

@@ -22,7 +22,7 @@ from .serve_watch import Figures, Watch, milliseconds
 
 Variants = Iterator[tuple[str, Figures]]
 CONTEXT, OUTPUT = 65_536, 64  # tokens
-BLOCK = 32
+BLOCK = 64
 MORE_THAN_CACHED = 512 << 20  # bytes
 REPEATS = 20
 
