@@ -109,6 +109,7 @@ def decode_rows(arguments: argparse.Namespace, shape: str, batch: int, context: 
             )
         ]
     for number, tiles in enumerate(choices):
+        paged.plans.clear()  # so that the list of parts is made in each recording
         try:
             space = decode_space(batch, heads, layers[0], 1, tiles.shortest_part)
             calls = [partial(paged_decode_kernel, out, q_NHD, layer, paged, scores, space, tiles) for layer in layers]

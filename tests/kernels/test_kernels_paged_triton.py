@@ -73,7 +73,7 @@ def test_the_kernels_are_the_definition(kernels, case):
     check(kernels(*made.arguments, None), made)
 
 
-@pytest.mark.parametrize("variant", [{}, {"window": 70, "sink_tokens": 20}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"block_size": 64}, {"window": 70, "sink_tokens": 20}], ids=str)
 def test_parts_of_any_length_merge_to_the_same(kernels, variant):
     from gristmill.kernels import paged_decode_triton as decode
 
@@ -153,17 +153,18 @@ def test_what_is_not_a_number_stays_in_its_sequence(kernels):
 GPU_CASES = [
     *CASES,
     *(
-        replace(base, heads=heads, kv_heads=kv_heads, width=width, dtype=dtype, block_size=32, cache_dtype=cache)
+        replace(base, heads=heads, kv_heads=kv_heads, width=width, dtype=dtype, block_size=size, cache_dtype=cache)
         for base in (
             Case(lengths=(1, 31, 32, 33, 511, 512, 2500, 5000), counts=(1,) * 8),
             Case(lengths=(700, 33, 1000, 129), counts=(700, 1, 130, 129), num_decoding=0),
         )
         for heads, kv_heads, width in ((9, 3, 64), (6, 2, 96), (16, 8, 128), (32, 8, 128), (8, 4, 256))
-        for dtype, cache in (
-            (torch.bfloat16, None),
-            (torch.float32, None),
-            (torch.bfloat16, torch.float8_e4m3fn),
-            (torch.float16, torch.int8),
+        for dtype, cache, size in (
+            (torch.bfloat16, None, 32),
+            (torch.bfloat16, None, 64),
+            (torch.float32, None, 64),
+            (torch.bfloat16, torch.float8_e4m3fn, 64),
+            (torch.float16, torch.int8, 32),
         )
     ),
     Case((3, 700, 2100), (1, 1, 1), 16, 1, 576, 512, latent=True, block_size=32, dtype=torch.bfloat16),

@@ -32,7 +32,7 @@ from ..model.norms import LayerNorm, OffsetLayerNorm, OffsetRMSNorm, RMSNorm
 from ..model.positions import attention_factor, rotary_frequencies
 from ..model.self_attention import SelfAttention
 
-MOST_TABLE = 2**28  # bytes of cosines and sines of all positions; above, they are computed each time
+MOST_TABLE = 2**26  # bytes of cosines and sines of all positions; above, they are computed each time
 Entered = tuple[Tensor, Norm | None]  # what a layer takes, and the norm that is still to be applied to it
 
 

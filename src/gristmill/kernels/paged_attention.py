@@ -58,7 +58,9 @@ class PagedBatch:
 
     Sequence b has row `slots_B[b]` of the block table, queries `offsets[b]` to `offsets[b + 1]`, and `lengths_B[b]`
     cached tokens, its queries the last of them. All three are int32 and on the device, where a CUDA graph reads them
-    anew at each replay. A sequence of length 0 pads a batch; its queries get zeros. The first `num_decoding` sequences
+    anew at each replay: a batch is made for one step, or within one recording, and keeps what layers share of it
+    (`plans`). A sequence of length 0 pads a batch; its queries get zeros. Queries behind the last sequence's, which
+    fill a step up, get nothing: on a GPU what stood in memory. The first `num_decoding` sequences
     have at most `max_count` queries each. `gathered`: plain torch copies keys that lie side by side too, so that a
     result does not depend, by a last bit, on which blocks a sequence holds.
     """

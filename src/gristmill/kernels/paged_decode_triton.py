@@ -141,7 +141,9 @@ def paged_decode_kernel(
         tiles = decode_tiles(layer, rows)
     if space is None:
         space = decode_space(batch.num_decoding, q_NHD.shape[1], layer, batch.max_count, tiles.shortest_part)
+    assert space.sums.shape[0] >= batch.num_decoding * kv_heads * parts_of_longest(layer, tiles.shortest_part)
     assert space.sums.shape[1] >= rows
+    assert space.sums.shape[2] == layer.values.shape[-1]
     assert space.arrived.shape[0] >= batch.num_decoding * kv_heads
     programs = _multiprocessors(q_NHD.device) * tiles.programs if q_NHD.is_cuda else 3
     _decode[(min(programs, space.sums.shape[0]),)](

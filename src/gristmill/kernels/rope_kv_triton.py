@@ -199,9 +199,10 @@ def _rope_kv(  # type: ignore[no-untyped-def]
                 rest *= scale[:, None] * _gains(weight, 2 * PAIRS + r, 2 * PAIRS + r < WIDTH, OFFSET)
         if PAIRS > 0:
             if TABLED:
+                turning = tl.where(kept, PAIRS, 0)
                 turn = frequencies + position.to(tl.int64) * (2 * PAIRS) + p
-                cos = tl.load(turn, mask=kept & (p < PAIRS), other=0.0)[None, :]
-                sin = tl.load(turn + PAIRS, mask=kept & (p < PAIRS), other=0.0)[None, :]
+                cos = tl.load(turn, mask=p < turning, other=0.0)[None, :]
+                sin = tl.load(turn + PAIRS, mask=p < turning, other=0.0)[None, :]
             else:
                 speed = tl.load(frequencies + token * frequency_stride + p, mask=p < PAIRS, other=0.0)
                 angle = position.to(tl.float32) * speed
