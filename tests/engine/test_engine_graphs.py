@@ -15,11 +15,12 @@ from gristmill.engine.draft_steps import Planned, idle_draft
 from gristmill.engine.engine import Engine
 from gristmill.engine.fused import FusedDecoder
 from gristmill.engine.graphs import DecodeGraphs, bucket
-from gristmill.engine.prompt_steps import Reading, Size, tokens_bucket
+from gristmill.engine.prompt_steps import Reading, Size
 from gristmill.engine.sampling import SamplingParams
 from gristmill.engine.sending import Copied
 from gristmill.engine.speculation.config import SpeculationConfig
 from gristmill.kernels.decode_tables import decode_inputs, keep_drawn
+from gristmill.plan.recorded_steps import recorded_size
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +257,7 @@ def test_a_plan_says_whose_the_tokens_of_prompts_are():
 
 
 def test_sizes_of_steps_hold_their_tokens_and_half_as_many_more():
-    sizes = [tokens_bucket(tokens) for tokens in range(1, 9000)]
+    sizes = [recorded_size(tokens) for tokens in range(1, 9000)]
     assert all(tokens <= size < max(2 * tokens, 17) for tokens, size in enumerate(sizes, 1))
     assert all(size <= 1.5 * tokens for tokens, size in enumerate(sizes, 1) if tokens > 128)
     assert sorted(set(sizes))[:9] == [16, 32, 64, 128, 192, 256, 384, 512, 768]

@@ -10,7 +10,8 @@ from gristmill.engine.limits import engine_config
 from gristmill.errors import GristmillError
 from gristmill.model.presets import preset
 from gristmill.plan.parameters import total_params
-from gristmill.plan.serve_memory import recorded_tokens, step_bytes
+from gristmill.plan.recorded_steps import recorded_tokens
+from gristmill.plan.serve_memory import step_bytes
 
 GPU = torch.device("cuda")
 LLAMA = preset("llama-3-8b")
@@ -27,7 +28,7 @@ def test_a_step_of_a_large_model_has_its_room(monkeypatch):
     each = 2 * (4 * 4096 + 3 * 14336)
     logits = 256 * 128256 * (2 + 16)
     assert step_bytes(LLAMA, 8192, 256) == 8192 * each + logits
-    free, recorded = 8e9, recorded_tokens(LLAMA, 8192)
+    free, recorded = 8e9, recorded_tokens(LLAMA)
     assert recorded == int(1.2e13 / (2 * total_params(LLAMA))) == 747
     for graphs, taken in ((False, 8192 * each + logits), (True, (8192 + recorded) * each + 2 * logits)):
         config = config_with(int(free), monkeypatch, graphs=graphs)

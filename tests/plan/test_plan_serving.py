@@ -381,7 +381,7 @@ def test_the_planner_knows_the_engines_limits_and_what_it_records():
     from gristmill.engine.graphs import unrecorded
     from gristmill.model.presets import preset_names
     from gristmill.plan import serve_memory
-    from gristmill.plan.step_time import is_recorded
+    from gristmill.plan.recorded_steps import is_recorded
 
     assert (serve_memory.STEP_TOKENS, serve_memory.SLOTS) == (limits.GPU_TOKENS, limits.GPU_SEQS)
     assert (serve_memory.CPU_STEP_TOKENS, serve_memory.CPU_SLOTS) == (limits.CPU_TOKENS, limits.CPU_SEQS)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..plan.recorded_steps import recorded_size
 from .sampler import Asked
 from .scheduler import Chunk, Step
 
@@ -39,16 +40,10 @@ def size_of(step: Step, most_rows: int) -> Size:
     ones = num_ones(step)
     total = sum(chunk.num_tokens for chunk in step.chunks)
     return Size(
-        tokens_bucket(total),
+        recorded_size(total),
         _level(ones, DECODING, most_rows) if ones else 0,
         _level(len(step.chunks) - ones, READING, most_rows),
     )
-
-
-def tokens_bucket(tokens: int) -> int:
-    """A power of two, or one and a half of it from 192 on; 16 at least."""
-    size = max(1 << (tokens - 1).bit_length(), 16)
-    return size * 3 // 4 if size >= 256 and tokens <= size * 3 // 4 else size
 
 
 def _level(rows: int, levels: Sequence[int], most: int) -> int:

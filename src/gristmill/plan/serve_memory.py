@@ -16,6 +16,7 @@ from .device import Device
 from .kv_cache import kv_cache_bytes_per_token
 from .layouts import Layout
 from .parameters import head_params, matrix_params, total_params
+from .recorded_steps import recorded_tokens
 from .step_time import expert_params, is_processor
 
 WEIGHT_BITS = {
@@ -33,8 +34,6 @@ CONTEXT_BYTES = 0.6e9  # what a CUDA context and its libraries take before any t
 BLOCK_TOKENS = 64  # of a block of the cache on a GPU (engine/limits.py)
 STEP_TOKENS = 8192  # most tokens of a step on a GPU (engine/limits.py)
 SLOTS = 256  # most sequences that run at once, unless somebody asks for more (engine/limits.py)
-# About what an H100 does while the host launches a step's kernels: those of larger steps the host launches in time.
-GRAPH_FLOPS = 1.2e13
 UTILIZATION = 0.9  # of the free memory, for the cache (engine/limits.py)
 CPU_STEP_TOKENS, CPU_SLOTS, CPU_UTILIZATION = 2048, 64, 0.5  # the same on a processor
 
@@ -72,12 +71,6 @@ def step_bytes(config: ModelConfig, tokens: int, sequences: int, bytes_per_eleme
         wide = max(wide, experts.top_k * experts.intermediate_size + experts.shared_intermediate_size)
     each = 4 * config.hidden_size + max(heads, 3 * wide)
     return tokens * each * bytes_per_element + sequences * config.vocab_size * (bytes_per_element + 4 * 4)
-
-
-def recorded_tokens(config: ModelConfig, tokens: int) -> int:
-    """Tokens of the largest steps that are CUDA graphs, of `tokens` at most: GRAPH_FLOPS of 2 a parameter and token.
-    Graphs keep such a step's memory to themselves."""
-    return min(tokens, int(GRAPH_FLOPS / (2 * total_params(config))))
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,7 @@ def serving_memory(
     element = 4 if weight_bits > 16 else 2
     working = step_bytes(config, tokens, slots, element) / layout.tensor
     if not processor:  # what graphs keep
-        recorded = max(recorded_tokens(config, tokens), slots)
+        recorded = max(min(recorded_tokens(config), tokens), slots)
         working += step_bytes(config, recorded, slots, element) / layout.tensor
     free = device.memory_bytes - context - weights
     budget = min(kv_budget_bytes(free, utilization, 0), kv_budget_bytes(free, 1, 0, working))

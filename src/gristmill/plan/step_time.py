@@ -13,8 +13,9 @@ other, so their seconds add up:
   starting   step_seconds + layers * layer_seconds + sequences * sequence_seconds
   sending    two all-reduces a layer between tensor-parallel devices, all-to-alls between expert-parallel ones
 
-Steps in which every sequence decodes are recorded and replayed (engine/graphs.py). In others the host starts kernel by
-kernel, and the device waits where that takes longer: the whole is at least step_seconds + layers * eager_layer_seconds.
+On a GPU steps in which every sequence decodes are recorded and replayed, and those that read prompts, filled up to a
+size that comes again, unless they are large (plan/recorded_steps.py). In others the host starts kernel by kernel, and
+the device waits where that takes longer: the whole is at least step_seconds + layers * eager_layer_seconds.
 
 Weights that are stored in fewer bits are multiplied in 16: their bytes shrink, their FLOPs do not.
 Symbols as in plan/parameters.py.
@@ -34,6 +35,7 @@ from .flops import pair_flops
 from .kv_cache import kv_cache_bytes
 from .layouts import Layout
 from .parameters import head_params, matrix_params
+from .recorded_steps import is_recorded, recorded_size, recorded_tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,7 +102,7 @@ class Efficiency:
     link: float = 0.80  # of the bandwidth between devices
     overlap: float = 1.0  # of arithmetic and memory within a kernel
     step_seconds: float = 20e-6  # of the host for a step (measured: 20 us for one request)
-    layer_seconds: float = 25e-6  # of a layer, however small: measured 0.84 ms a replayed step of 30 layers, floor 0.09
+    layer_seconds: float = 16e-6  # of a layer, however small: measured 0.53 ms a replayed step of 30 layers, floor 0.09
     eager_layer_seconds: float = 0.47e-3  # of the host to start a layer's kernels (measured: 14.2 ms for 30 layers)
     sequence_seconds: float = 2.5e-6  # of the host for a sequence's token (measured: 640 us for 256)
     message_seconds: float = 8e-6  # of an exchange between devices, however short (cited: llm-analysis, NVLink)
@@ -236,7 +238,8 @@ class StepModel:
         self._fixed = share.step_seconds + config.num_layers * share.layer_seconds
         self._fixed += self._messages * share.message_seconds
         self._eager = share.step_seconds + config.num_layers * share.eager_layer_seconds
-        self._recorded = is_recorded(config)
+        self._recorded = is_recorded(config) and not is_processor(device)
+        self._most_recorded = recorded_tokens(config) if self._recorded else 0
         self._per_sequence, self._both = share.sequence_seconds, 1 - share.overlap
         self._token_compute = self._flops * self._per_flop
         self._token_extra = self._element_bytes * self._per_element_byte + self._sent_bytes * self._per_sent_byte
@@ -248,9 +251,22 @@ class StepModel:
         self._pair_seconds = self._pair_flops * self._per_pair_flop
         self._kv_seconds = self._kv_bytes * self._per_kv_byte
 
+    def replayed(self, load: Load) -> bool:
+        """Whether the host starts such a step with one call."""
+        if load.tokens <= load.sequences:
+            return self._recorded
+        return recorded_size(load.tokens) <= self._most_recorded
+
+    def _filled_up(self, load: Load) -> int:
+        """Tokens that go through the matrices."""
+        if load.tokens > load.sequences and self._most_recorded:
+            size = recorded_size(load.tokens)
+            return size if size <= self._most_recorded else load.tokens
+        return load.tokens
+
     def seconds(self, load: Load) -> float:
         """Of one step: the sum over kinds of work. The simulator asks this for each of its steps."""
-        tokens, sequences, logits = load.tokens, load.sequences, load.logits
+        tokens, sequences, logits = self._filled_up(load), load.sequences, load.logits
         total = self._fixed + sequences * self._per_sequence + tokens * self._token_extra
         memory = self._weight_seconds
         if self._experts:
@@ -262,31 +278,31 @@ class StepModel:
             compute, memory = logits * self._logit_compute, self._head_seconds
             total += compute + both * memory if compute > memory else memory + both * compute
             total += logits * self._logit_extra
+        tokens = load.tokens
         pairs, keys = self._full * load.pairs, self._full * (load.cached + tokens)
         if self._sliding:
             pairs += self._sliding * min(load.pairs, tokens * self._window)
             keys += self._sliding * (min(load.cached, sequences * self._window + tokens) + tokens)
         compute, memory = pairs * self._pair_seconds, keys * self._kv_seconds
         total += compute + both * memory if compute > memory else memory + both * compute
-        if total < self._eager and (tokens > sequences or not self._recorded):
-            return self._eager
-        return total
+        return self._eager if total < self._eager and not self.replayed(load) else total
 
     def work(self, load: Load) -> Work:
         """What `seconds` takes time for, in FLOPs and bytes. In a sliding layer sequences are taken to be alike."""
         touched = distinct_experts(self._experts, self._top_k, load.tokens * self._pooled) if self._experts else 0.0
+        tokens = self._filled_up(load)
         pairs = self._full * load.pairs + self._sliding * min(load.pairs, load.tokens * self._window)
         keys = self._full * (load.cached + load.tokens)  # read, and the new ones written
         keys += self._sliding * (min(load.cached, load.sequences * self._window + load.tokens) + load.tokens)
         return Work(
-            flops=load.tokens * self._flops,
+            flops=tokens * self._flops,
             weight_bytes=self._weight_bytes + touched * self._expert_bytes,
             head_flops=load.logits * self._head_flops,
             head_bytes=self._head_bytes if load.logits else 0.0,
             attention_flops=pairs * self._pair_flops,
             kv_bytes=keys * self._kv_bytes,
-            element_bytes=load.tokens * self._element_bytes + load.logits * self._logit_bytes,
-            sent_bytes=load.tokens * self._sent_bytes,
+            element_bytes=tokens * self._element_bytes + load.logits * self._logit_bytes,
+            sent_bytes=tokens * self._sent_bytes,
             messages=self._messages,
         )
 
@@ -328,7 +344,7 @@ def fit(
     peak, bandwidth = device.peak(model(start).precision), device.memory_bandwidth
     works = [model(start).work(load) for load, _ in samples]
     layers, taken = config.num_layers, [seconds for _, seconds in samples]
-    eager = [load.tokens > load.sequences or not is_recorded(config) for load, _ in samples]
+    eager = [not model(start).replayed(load) for load, _ in samples]
     best, least = replace(start, eager_layer_seconds=0.0), math.inf
     for starting in dict.fromkeys((0.0, start.eager_layer_seconds)):
         first = known = replace(start, eager_layer_seconds=starting)
@@ -413,11 +429,6 @@ def product_precision(device: Device, weight_bits: float = 16) -> str:
     """In which type this device multiplies weights of so many bits: fp32 (or tf32) those of 32, else bf16 or fp16."""
     wanted = ("fp32", "tf32") if weight_bits > 16 else ("bf16", "fp16", "fp32")
     return next((name for name in wanted if name in device.peak_flops), wanted[0])
-
-
-def is_recorded(config: ModelConfig) -> bool:
-    """Whether decoding steps of such a model are replayed as a whole (engine/graphs.py)."""
-    return config.experts is None and (config.rope_scaling is None or config.rope_scaling.kind != "dynamic")
 
 
 def expert_params(config: ModelConfig) -> int:

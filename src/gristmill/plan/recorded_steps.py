@@ -1,0 +1,30 @@
+"""Which steps of the engine are CUDA graphs on a GPU, and to what sizes they are filled up (engine/graphs.py,
+engine/prompt_steps.py)."""
+
+from __future__ import annotations
+
+import math
+
+from ..model.config import ModelConfig
+from .parameters import total_params
+
+# About what an H100 does while the host launches a step's kernels: those of larger steps the host launches in time.
+GRAPH_FLOPS = 1.2e13
+
+
+def is_recorded(config: ModelConfig) -> bool:
+    """Whether decoding steps of such a model are replayed as a whole."""
+    return config.experts is None and (config.rope_scaling is None or config.rope_scaling.kind != "dynamic")
+
+
+def recorded_tokens(config: ModelConfig) -> int:
+    """Tokens of the largest steps reading prompts that are: GRAPH_FLOPS of 2 a parameter and token. Graphs keep such a
+    step's memory to themselves."""
+    return int(GRAPH_FLOPS / (2 * total_params(config)))
+
+
+def recorded_size(tokens: float) -> int:
+    """The tokens that a step of `tokens` which reads prompts is filled up to: a power of two, or one and a half of it
+    from 192 on; 16 at least."""
+    size = max(1 << (math.ceil(tokens) - 1).bit_length(), 16)
+    return size * 3 // 4 if size >= 256 and tokens <= size * 3 // 4 else size
