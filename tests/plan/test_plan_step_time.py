@@ -21,7 +21,7 @@ from gristmill.plan.kv_cache import kv_cache_bytes
 from gristmill.plan.layouts import Layout
 from gristmill.plan.least_squares import non_negative_least_squares
 from gristmill.plan.parameters import matrix_params
-from gristmill.plan.recorded_steps import recorded_size
+from gristmill.plan.recorded_steps import recorded_size, recorded_tokens
 from gristmill.plan.step_time import (
     Efficiency,
     Load,
@@ -37,12 +37,22 @@ LLAMA = preset("llama-3-8b")
 @pytest.mark.parametrize("tokens", [1, 100, 5000])
 def test_prefill_multiplies_what_the_forward_pass_does(tokens):
     load = Load(tokens, 1, tokens, tokens * (tokens + 1) // 2, tokens)
-    model = StepModel(LLAMA, H100)
-    work = model.work(load)
-    # A step that is recorded is filled up.
-    size = recorded_size(tokens) if tokens > 1 and model.replayed(load) else tokens
-    flops = work.flops * tokens / size + work.head_flops + work.attention_flops
+    work = StepModel(LLAMA, H100).work(load)
+    flops = work.flops + work.head_flops + work.attention_flops
     assert flops == pytest.approx(tokens * flops_per_token_forward(LLAMA, tokens))
+
+
+def test_recorded_steps_that_read_prompts_are_filled_up():
+    """To 128 tokens instead of 100; on a processor, and where a step is too large to be recorded, to none."""
+    model = StepModel(LLAMA, H100)
+    assert model.work(Load.prefill(100)).flops == model.work(Load.prefill(128)).flops
+    assert recorded_size(500) <= recorded_tokens(LLAMA) < recorded_size(520)
+    each = model.work(Load.prefill(128)).flops / 128
+    assert model.work(Load.prefill(520)).flops == pytest.approx(520 * each)
+    assert StepModel(LLAMA, CPU, weight_bits=32).work(Load.prefill(100)).flops == pytest.approx(100 * each)
+    assert model.work(Load.decode(20, 500, 5)).flops == pytest.approx(100 * each)
+    assert model.replayed(Load.prefill(500))
+    assert not model.replayed(Load.prefill(520))
 
 
 @pytest.mark.parametrize("name", ["llama-3-8b", "gemma-2-2b", "deepseek-v3", "gpt2-124m"])

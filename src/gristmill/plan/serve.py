@@ -243,10 +243,10 @@ def first_loss(gain: Callable[[int], float], most: int) -> int | None:
 
 def _speculation(server: Server, speculation: Speculation, at: ServingEstimate) -> list[Quantity]:
     context, _ = server.context
-    recorded, count = server.without_launching(), max(round(at.running / server.groups), 1)
+    count = max(round(at.running / server.groups), 1)
 
     def gain(sequences: int) -> float:
-        return speculation_gain(recorded, speculation, sequences, context)
+        return speculation_gain(server.model, speculation, sequences, context)
 
     asked = f"K = {speculation.draft_tokens}, a = {speculation.acceptance:g}, c = {speculation.draft_cost:g}"
     rows = [
@@ -254,8 +254,6 @@ def _speculation(server: Server, speculation: Speculation, at: ServingEstimate) 
                  "token/step", f"E = (1 - a^(K+1)) / (1 - a), {asked} (assumed)"),
         Quantity("speculation.gain_1", gain(1), "x", "E / (T(K + 1) / T(1) + K c), one request"),
         Quantity("speculation.gain", gain(count), "x", f"the same, {at.running:g} at once"),
-        Quantity("speculation.gain_launched", speculation_gain(server.model, speculation, count, context), "x",
-                 "where the host starts each kernel of the steps that check guesses, as gristmill's does today"),
     ]  # fmt: skip
     loss = first_loss(gain, 4096)
     if loss is not None:

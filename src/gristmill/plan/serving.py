@@ -171,12 +171,6 @@ class Server:
         """The same server under other traffic."""
         return Server(self.config, self.device, self.layout, traffic, *self._given)
 
-    def without_launching(self) -> StepModel:
-        """Steps whose kernels cost the host nothing to start."""
-        weight_bits, kv_bits, *_ = self._given
-        recorded = replace(self.model.efficiency, eager_layer_seconds=0.0)
-        return StepModel(self.config, self.device, self.layout, weight_bits, kv_bits, recorded)
-
     def longest_gap(self, concurrency: int) -> float:
         """Seconds between two tokens of a reply while a prompt comes in between: the step that takes its first part."""
         decoding = max(min(concurrency, max(self.most, 1)) / self.groups - 1, 0.0)

@@ -253,15 +253,14 @@ class StepModel:
 
     def replayed(self, load: Load) -> bool:
         """Whether the host starts such a step with one call."""
-        if load.tokens <= load.sequences:
+        if not _reads_prompts(load):
             return self._recorded
         return recorded_size(load.tokens) <= self._most_recorded
 
     def _filled_up(self, load: Load) -> int:
         """Tokens that go through the matrices."""
-        if load.tokens > load.sequences and self._most_recorded:
-            size = recorded_size(load.tokens)
-            return size if size <= self._most_recorded else load.tokens
+        if self._most_recorded and _reads_prompts(load) and (size := recorded_size(load.tokens)) <= self._most_recorded:
+            return size
         return load.tokens
 
     def seconds(self, load: Load) -> float:
@@ -305,6 +304,11 @@ class StepModel:
             sent_bytes=tokens * self._sent_bytes,
             messages=self._messages,
         )
+
+
+def _reads_prompts(load: Load) -> bool:
+    """Not where every sequence computes one token, nor where logits are made behind guesses, to check them."""
+    return load.logits <= load.sequences < load.tokens
 
 
 # The shares that a fit finds, and the most that each can be: nothing multiplies much faster than the device was seen to
