@@ -49,7 +49,8 @@ def test_recorded_steps_that_read_prompts_are_filled_up():
     assert recorded_size(500) <= recorded_tokens(LLAMA) < recorded_size(520)
     each = model.work(Load.prefill(128)).flops / 128
     assert model.work(Load.prefill(520)).flops == pytest.approx(520 * each)
-    assert StepModel(LLAMA, CPU, weight_bits=32).work(Load.prefill(100)).flops == pytest.approx(100 * each)
+    processor = replace(CPU, label="measured", devices_per_node=1)
+    assert StepModel(LLAMA, processor, weight_bits=32).work(Load.prefill(100)).flops == pytest.approx(100 * each)
     assert model.work(Load.decode(20, 500, 5)).flops == pytest.approx(100 * each)
     assert model.replayed(Load.prefill(500))
     assert not model.replayed(Load.prefill(520))
