@@ -105,7 +105,7 @@ def _num_blocks(
         rows = max(rows, min(seqs, guessing.max_batch) * (1 + guessing.num_tokens))
     working = step_bytes(model, tokens, rows, dtype.itemsize)
     if device.type == "cuda" and limits.get("graphs", True):  # they keep a step's memory to themselves
-        working += step_bytes(model, max(min(recorded_tokens(model), tokens), rows), rows, dtype.itemsize)
+        working += step_bytes(model, max(recorded_tokens(model, tokens), rows), rows, dtype.itemsize)
     share = _given(limits.get("memory_utilization"), GPU_SHARE if device.type == "cuda" else CPU_SHARE)
     if not 0 < share <= 1:
         raise GristmillError(f"memory_utilization is {share}; it must be above 0 and at most 1")

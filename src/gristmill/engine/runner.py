@@ -26,7 +26,7 @@ from ..kernels.decode_tables import decode_inputs, keep_drawn, write_tokens
 from ..kernels.paged_attention import PagedBatch
 from ..kernels.sampling import Need
 from ..model.decoder import Decoder
-from ..plan.recorded_steps import recorded_size, recorded_tokens
+from ..plan.recorded_steps import recorded_tokens
 from .attention import InvariantAttention, PagedAttention
 from .cache import PagedCache
 from .config import EngineConfig
@@ -72,7 +72,7 @@ class Runner:
         self.graphs: DecodeGraphs | None = None
         if on_gpu and config.graphs and unrecorded(model.config) is None:
             self.graphs = DecodeGraphs(slots, idle_slot=slots, model=model)
-        self._recorded_tokens = min(recorded_tokens(model.config), recorded_size(config.max_num_batched_tokens))
+        self._recorded_tokens = recorded_tokens(model.config, config.max_num_batched_tokens)
 
     @torch.inference_mode()
     def launch(self, step: Step, drafts: Drafts | None = None) -> Launched:

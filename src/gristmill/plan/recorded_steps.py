@@ -17,10 +17,11 @@ def is_recorded(config: ModelConfig) -> bool:
     return config.experts is None and (config.rope_scaling is None or config.rope_scaling.kind != "dynamic")
 
 
-def recorded_tokens(config: ModelConfig) -> int:
-    """Tokens of the largest steps reading prompts that are: GRAPH_FLOPS of 2 a parameter and token. Graphs keep such a
-    step's memory to themselves."""
-    return int(GRAPH_FLOPS / (2 * total_params(config)))
+def recorded_tokens(config: ModelConfig, most: int | None = None) -> int:
+    """Tokens of the largest steps reading prompts that are, those of `most` tokens filled up: GRAPH_FLOPS of 2 a
+    parameter and token. Graphs keep such a step's memory to themselves."""
+    recorded = int(GRAPH_FLOPS / (2 * total_params(config)))
+    return recorded if most is None else min(recorded, recorded_size(most))
 
 
 def recorded_size(tokens: float) -> int:

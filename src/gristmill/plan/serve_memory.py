@@ -125,7 +125,7 @@ def serving_memory(
     element = 4 if weight_bits > 16 else 2
     working = step_bytes(config, tokens, slots, element) / layout.tensor
     if not processor:  # what graphs keep
-        recorded = max(min(recorded_tokens(config), tokens), slots)
+        recorded = max(recorded_tokens(config, tokens), slots)
         working += step_bytes(config, recorded, slots, element) / layout.tensor
     free = device.memory_bytes - context - weights
     budget = min(kv_budget_bytes(free, utilization, 0), kv_budget_bytes(free, 1, 0, working))
