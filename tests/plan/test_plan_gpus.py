@@ -122,7 +122,7 @@ def test_no_more_devices_than_allowed():
     assert choice_on(large, H100, WANTED, "bf16", "bf16").tensor > 2
     found = choice_on(large, H100, replace(WANTED, max_devices=1), "bf16", "bf16")
     assert isinstance(found, LeftOut)
-    assert found.reason.startswith("memory is short by 5")
+    assert found.reason.startswith("memory is short by 6")
     assert found.reason.endswith("GiB on h100-sxm")
 
 

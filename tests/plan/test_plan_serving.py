@@ -378,6 +378,7 @@ def test_the_planner_knows_the_engines_limits_and_what_it_records():
     """They stand a floor above the planner, which keeps its own."""
     pytest.importorskip("torch")
     from gristmill.engine import limits
+    from gristmill.engine.fused import unfused
     from gristmill.engine.graphs import unrecorded
     from gristmill.model.presets import preset_names
     from gristmill.plan import serve_memory
@@ -391,4 +392,4 @@ def test_the_planner_knows_the_engines_limits_and_what_it_records():
         update={"rope_scaling": RopeScaling(kind="dynamic", factor=2.0, original_max_seq_len=8192)}
     )
     for config in (*map(preset, preset_names()), dynamic):
-        assert is_recorded(config) == (unrecorded(config) is None)
+        assert is_recorded(config) == (unrecorded(config) is None and unfused(config) is None)

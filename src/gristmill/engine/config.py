@@ -33,7 +33,7 @@ class EngineConfig(BaseModel):
     )
     speculation: SpeculationConfig | None = Field(default=None, description="Guessing tokens ahead, if at all.")
 
-    graphs: bool = Field(default=True, description="Decoding steps on a GPU are CUDA graphs.")
+    graphs: bool = Field(default=True, description="Steps on a GPU are CUDA graphs, unless they read many tokens.")
     batch_invariant: bool = Field(
         default=False, description="A reply has the same bits whoever else is served; prompts are read more slowly."
     )

@@ -30,6 +30,8 @@ Recorded = Callable[[Tensor, Asked], Any]
 # Such a step, its input and what is asked -> its results, and a function that makes them anew in the same tensors.
 Capture = Callable[[Recorded, Tensor, Asked], tuple[Any, Callable[[], None]]]
 
+MOST_KINDS = 128  # of steps that read prompts: to record one stops all replies for a moment
+
 
 class NotRecorded(Exception):
     """A step could not be recorded: there was no memory for it, or the model does something that cannot be."""
@@ -111,8 +113,12 @@ class DecodeGraphs:
         kind: Hashable,
     ) -> Any | None:
         """`run` of a step that is given a tensor of its own making, a processor's, as long as `idle`, which means
-        nothing to do. Steps of one `kind` and shape must be the same step."""
+        nothing to do. Steps of one `kind` and shape must be the same step. None also where there are MOST_KINDS."""
         self._look(slots)
+        key = self._key(idle, kind, asked)
+        if key not in self._graphs and sum(kind is not None for _, _, kind, _ in self._graphs) >= MOST_KINDS:
+            self.just_recorded = False
+            return None
         graph = self._graph(step, idle, kind, asked, device)
         if graph is None:
             return None
@@ -130,7 +136,7 @@ class DecodeGraphs:
 
     def _graph(self, step: Recorded, idle: Tensor, kind: Hashable, asked: Asked, device: torch.device) -> _Graph | None:
         """The recording of a step of as many rows; made of idle ones."""
-        key = tuple(idle.shape), idle.dtype, kind, asked
+        key = self._key(idle, kind, asked)
         self.just_recorded = key not in self._graphs
         if self.just_recorded:
             self._graphs[key] = None
@@ -140,6 +146,10 @@ class DecodeGraphs:
             except Exception as error:
                 raise NotRecorded(f"a step of {len(idle)} rows: {error}") from error
         return self._graphs[key]
+
+    @staticmethod
+    def _key(idle: Tensor, kind: Hashable, asked: Asked) -> tuple[tuple[int, ...], torch.dtype, Hashable, Asked]:
+        return tuple(idle.shape), idle.dtype, kind, asked
 
     def look_again(self) -> None:
         """At the next step it is asked where the weights are, be the batch another or not."""

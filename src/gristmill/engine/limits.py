@@ -9,7 +9,7 @@ import torch
 from .. import hardware
 from ..errors import GristmillError
 from ..model.config import ModelConfig
-from ..plan.recorded_steps import recorded_tokens
+from ..plan.recorded_steps import is_recorded, recorded_tokens
 from ..plan.serve_memory import step_bytes
 from .cache import PagedCache
 from .config import Batching, CacheType, EngineConfig
@@ -104,8 +104,10 @@ def _num_blocks(
     if (guessing := limits.get("speculation")) is not None:
         rows = max(rows, min(seqs, guessing.max_batch) * (1 + guessing.num_tokens))
     working = step_bytes(model, tokens, rows, dtype.itemsize)
-    if device.type == "cuda" and limits.get("graphs", True):  # they keep a step's memory to themselves
-        working += step_bytes(model, max(recorded_tokens(model, tokens), rows), rows, dtype.itemsize)
+    if device.type == "cuda" and limits.get("graphs", True) and is_recorded(model):
+        # Graphs keep a step's memory to themselves. One that reads prompts beside decoding has twice the rows at most.
+        recorded = rows if limits.get("batch_invariant") else max(recorded_tokens(model, tokens), rows)
+        working += step_bytes(model, recorded, 2 * rows, dtype.itemsize)
     share = _given(limits.get("memory_utilization"), GPU_SHARE if device.type == "cuda" else CPU_SHARE)
     if not 0 < share <= 1:
         raise GristmillError(f"memory_utilization is {share}; it must be above 0 and at most 1")

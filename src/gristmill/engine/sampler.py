@@ -31,6 +31,7 @@ from .sending import Copied, on_its_way, sent
 PROMPT = 1 << 30  # in a count: the token stands in the prompt
 ALWAYS = 1 << 62  # a position that no sequence reaches
 ACCEPTS, REPLACES = 1, 2  # streams of random numbers of drafts; 0 is that of plain draws
+SOME_TOP = (0, 5, 20)  # likeliest tokens that steps are recorded with: few numbers, few graphs
 PROMPT_CHUNK = 1 << 24  # logits of a prompt that are held at once
 
 
@@ -206,12 +207,14 @@ class Sampler:
     def asked(self, slots: Collection[int] | None = None) -> Asked:
         """What the requests in these slots (None: in all) ask for together."""
         chosen = self._placed.values() if slots is None else [self._placed[slot] for slot in slots]
+        draws = any(not p.greedy and p.beam_width is None for p in chosen)
+        tops = [top for p in chosen if (top := self._top(p)) is not None]
         entries = any(slot in self._entries for slot in (self._placed if slots is None else slots))
         return Asked(
-            Need(any(not p.greedy and p.beam_width is None for p in chosen), any(p.cuts for p in chosen)),
+            Need(draws, draws and any(p.cuts for p in chosen)),
             any(p.penalizes for p in chosen),
             self.entry_ids_SW.shape[1] if entries else 0,
-            max((top for p in chosen if (top := self._top(p)) is not None), default=None),
+            next((many for many in SOME_TOP if max(tops) <= many), max(tops)) if tops else None,
             any(p.beam_width is not None for p in chosen),
         )
 

@@ -13,8 +13,11 @@ GRAPH_FLOPS = 1.2e13
 
 
 def is_recorded(config: ModelConfig) -> bool:
-    """Whether decoding steps of such a model are replayed as a whole."""
-    return config.experts is None and (config.rope_scaling is None or config.rope_scaling.kind != "dynamic")
+    """Whether steps of such a model are replayed as a whole: those with experts or `dynamic` positions ask the host in
+    between, those with latent attention or norms of whole projections run as their plain blocks."""
+    if config.experts is not None or config.latent is not None or config.qk_norm == "projection":
+        return False
+    return config.rope_scaling is None or config.rope_scaling.kind != "dynamic"
 
 
 def recorded_tokens(config: ModelConfig, most: int | None = None) -> int:

@@ -16,7 +16,7 @@ from .device import Device
 from .kv_cache import kv_cache_bytes_per_token
 from .layouts import Layout
 from .parameters import head_params, matrix_params, total_params
-from .recorded_steps import recorded_tokens
+from .recorded_steps import is_recorded, recorded_tokens
 from .step_time import expert_params, is_processor
 
 WEIGHT_BITS = {
@@ -124,9 +124,9 @@ def serving_memory(
     context = context_bytes(device)
     element = 4 if weight_bits > 16 else 2
     working = step_bytes(config, tokens, slots, element) / layout.tensor
-    if not processor:  # what graphs keep
+    if not processor and is_recorded(config):  # what graphs keep
         recorded = max(recorded_tokens(config, tokens), slots)
-        working += step_bytes(config, recorded, slots, element) / layout.tensor
+        working += step_bytes(config, recorded, 2 * slots, element) / layout.tensor
     free = device.memory_bytes - context - weights
     budget = min(kv_budget_bytes(free, utilization, 0), kv_budget_bytes(free, 1, 0, working))
     heads = min(layout.tensor, config.cache_shape[0])
