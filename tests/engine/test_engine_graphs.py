@@ -10,16 +10,20 @@ import pytest
 import torch
 from engine_fixtures import Knowing, Recording, check_tables, params_of
 
+from gristmill.engine import graphs as graphs_module
 from gristmill.engine.config import EngineConfig
 from gristmill.engine.draft_steps import Planned, idle_draft
 from gristmill.engine.engine import Engine
 from gristmill.engine.fused import FusedDecoder
 from gristmill.engine.graphs import DecodeGraphs, bucket
 from gristmill.engine.prompt_steps import Reading, Size
+from gristmill.engine.request import Request
+from gristmill.engine.sampler import Asked, Sampler
 from gristmill.engine.sampling import SamplingParams
 from gristmill.engine.sending import Copied
 from gristmill.engine.speculation.config import SpeculationConfig
 from gristmill.kernels.decode_tables import decode_inputs, keep_drawn
+from gristmill.kernels.sampling import Need
 from gristmill.plan.recorded_steps import recorded_size
 
 
@@ -261,6 +265,29 @@ def test_sizes_of_steps_hold_their_tokens_and_half_as_many_more():
     assert all(tokens <= size < max(2 * tokens, 17) for tokens, size in enumerate(sizes, 1))
     assert all(size <= 1.5 * tokens for tokens, size in enumerate(sizes, 1) if tokens > 128)
     assert sorted(set(sizes))[:9] == [16, 32, 64, 128, 192, 256, 384, 512, 768]
+
+
+def test_there_are_at_most_so_many_kinds_of_steps_that_read_prompts(monkeypatch):
+    monkeypatch.setattr(graphs_module, "MOST_KINDS", 2)
+    recording, asked = Recording(), Asked(Need(), False, 0, None, False)
+    graphs = DecodeGraphs(4, 4, recording)
+    idle = torch.zeros(2, 4, dtype=torch.int64)
+
+    def double(given, asked):
+        return given * 2
+
+    found = [graphs.run_whole(double, [0], asked, torch.device("cpu"), idle + 3, idle, kind) for kind in "abcab"]
+    assert [None if one is None else one[0, 0].item() for one in found] == [6, 6, None, 6, 6]
+    assert graphs.run(double, [1], asked, torch.device("cpu")).tolist() == [2]  # decoding steps are no such kinds
+    assert len(recording.recorded) == 3
+
+
+def test_steps_are_recorded_for_few_numbers_of_likeliest_tokens():
+    sampler = Sampler(3, 9, "cpu")
+    for slot, top in enumerate((0, 3, 30)):
+        sampler.place(slot, Request(slot, [1], SamplingParams(temperature=0, logprobs=True, top_logprobs=min(top, 20))))
+    assert [sampler.asked([slot]).top for slot in range(3)] == [0, 5, 20]
+    assert sampler.tops() == {0: 0, 1: 3, 2: 20}
 
 
 def test_a_recording_that_fails_costs_no_request(model, tokenizer, caplog):
