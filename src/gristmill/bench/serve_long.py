@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from gristmill.engine.limits import GPU_BLOCK as BLOCK
 from gristmill.engine.sampling import SamplingParams
 from gristmill.errors import GristmillError
 from gristmill.kernels.available import has_triton
@@ -22,7 +23,6 @@ from .serve_watch import Figures, Watch, milliseconds
 
 Variants = Iterator[tuple[str, Figures]]
 CONTEXT, OUTPUT = 65_536, 64  # tokens
-BLOCK = 64
 MORE_THAN_CACHED = 512 << 20  # bytes
 REPEATS = 20
 

@@ -1,10 +1,11 @@
-"""Decoding steps as CUDA graphs: some 200 kernels that the host starts with one call.
+"""Steps as CUDA graphs: some 200 kernels that the host starts with one call.
 
 A small model's step takes a fraction of a millisecond, and starting its kernels one by one takes the host ten times as
 long. Between two decoding steps nothing changes but what lies in tables on the device, so a step is recorded once for
 each number of rows, rounded up (`bucket`), and each kind of drawing (`Asked`), on its first use, and then replayed.
 Rows that fill up a bucket are the idle slot's, which reads and writes nothing that counts. Steps that are told more
-than their slots, what forms allow or which drafts to check (draft_steps.py), get it as a row of numbers each.
+than their slots, what forms allow or which drafts to check (draft_steps.py), get it as a row of numbers each; those
+that read prompts (prompt_steps.py) are of several sizes, and are given as a whole.
 
 The recorded step holds the addresses of weights, cache and tables. Changing what lies there is right; weights in other
 tensors than before are noticed when the batch changes, or `look_again` is called, and recorded anew.

@@ -73,16 +73,16 @@ def plan_of(step: Step, size: Size, idle_slot: int) -> tuple[Tensor, list[int]]:
     ones = num_ones(step)
     # Those that draw come first of those that read, so that their rows lie side by side.
     order = [*range(ones), *sorted(range(ones, len(step.chunks)), key=lambda at: not step.chunks[at].samples)]
-    idle = [idle_slot, 0, 0, 0]
-    rows = [_row(step.chunks[at]) for at in order]
-    decoding = rows[:ones] + [idle] * (size.decoding - ones)
-    reading = rows[ones:] + [idle] * (size.reading - len(rows) + ones)
-    return torch.tensor(decoding + reading), order
+    rows_RF = torch.tensor([_row(step.chunks[at]) for at in order])
+    idle_RF = idle_plan(size, idle_slot)
+    behind = len(order) - ones
+    filled = (rows_RF[:ones], idle_RF[ones : size.decoding], rows_RF[ones:], idle_RF[: size.reading - behind])
+    return torch.cat(filled), order
 
 
 def idle_plan(size: Size, idle_slot: int) -> Tensor:
     """A step of no tokens at all, of which it is recorded."""
-    return torch.tensor([[idle_slot, 0, 0, 0]] * (size.decoding + size.reading))
+    return torch.tensor([idle_slot, 0, 0, 0]).expand(size.decoding + size.reading, FACTS)
 
 
 def _row(chunk: Chunk) -> list[int]:
