@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -304,3 +306,11 @@ def test_params_name_the_field(field, value):
     with pytest.raises(RequestError, match=field) as caught:
         SamplingParams(**{field: value})
     assert caught.value.field == field
+
+
+def test_a_model_is_loaded_and_answers_without_torchs_compiler(tmp_path):
+    """Importing it takes longer than all the rest of a small model's first token."""
+    shape = "bench.serve_ready import main; main('gristmill-5m', 'cpu', 'float32', '--random')"
+    script = f"import sys; from gristmill.{shape}; print('torch._dynamo' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split("\n")[:2] == ["first token", "False"]

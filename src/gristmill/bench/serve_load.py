@@ -29,6 +29,7 @@ from gristmill.errors import GristmillError
 from gristmill.model.config import ModelConfig
 from gristmill.model.decoder import Decoder
 from gristmill.model.presets import preset
+from gristmill.model.undrawn import undrawn
 from gristmill.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from gristmill.train.device import resolve_device
 from gristmill.weights.families import family_of, write_config
@@ -189,7 +190,7 @@ def give_back(device: torch.device) -> None:
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
     """Weights from Normal(0, 0.02), drawn where they are used: quick on a GPU, but not the same on every device."""
-    with torch.device("meta"):
+    with undrawn():
         model = Decoder(config)
     generator = torch.Generator(device).manual_seed(0)
 

@@ -6,8 +6,8 @@ it has key heads. How many parts a sequence has follows from its own length alon
 bit, whoever is decoded with it. The program that ends a sequence's last part merges all of them, in their order.
 
 The grid is the GPU's, not the batch's: a small kernel writes down the list of all parts, once for all layers of a step
-that see alike, and every program takes every so many-th. So one CUDA graph serves all lengths, and no program starts in
-vain.
+that see alike, and a program that is done takes the next. So one CUDA graph serves all lengths, no program starts in
+vain, and none is late because its parts were long.
 
 Figures behind the choices, for an H100 (132 multiprocessors, 228 KiB of shared memory each, 3.0 TB/s):
 - A part takes a program some four latencies in a row (the list, the blocks' numbers, keys, what it leaves) of about
@@ -16,11 +16,12 @@ Figures behind the choices, for an H100 (132 multiprocessors, 228 KiB of shared 
   four of two warps where they are 128 wide (250). Nothing waits at a barrier within one warp, and nearly nothing
   within two: measured, 256 sequences of 100 to 1,800 keys, heads 64 wide: 152 us with two programs of four warps, 99
   with four (128 registers), 81 with eight of one warp.
+- Parts that are taken, not dealt out beforehand: 351 us instead of 377, heads 128 wide, the same sequences.
 - A tile lies in one block of the cache, so that its addresses are one number and what is the same for all tiles: 304
   instructions a tile and warp instead of 630 (sm_90a, heads 128 wide, two warps). Only the last tile is masked.
 - 16 rows are the tensor cores' least: a group of 1 to 16 queries costs the same. The merge has rows for those alone.
-- A batch of one at 512 tokens gets 4 parts a head. Longer sequences have longer parts: what is left for the merge,
-  4 (E + 2) bytes a row, and the latencies are shared by more keys, and few sequences still fill the GPU.
+- A batch of one at 256 or 512 tokens gets 4 parts a head. Longer sequences have longer parts: what is left for the
+  merge, 4 (E + 2) bytes a row, and the latencies are shared by more keys, and few sequences still fill the GPU.
 - At most so many parts that a batch of one fills the GPU twice: more would only be merged.
 """
 
@@ -50,7 +51,7 @@ from .rope_kv import PagedLayer
 from .sizes import ceil_div, power_of_two
 
 FIELDS = 9  # of a part: sequence, slot, length, first query, queries, first tile, end, parts of the sequence, its first
-SHORTEST_PART = 128  # keys
+SHORTEST_PART = 64  # keys
 PROGRAMS = 264  # of a batch of one, over all heads; a constant, so that results do not depend on the GPU's size
 TILES_BYTES = 72 * 1024  # shared memory of the tiles of a program of four warps: two of them fit a multiprocessor
 
@@ -99,10 +100,7 @@ def most_parts(kv_heads: int) -> int:
 def parts_of_longest(layer: PagedLayer, shortest_part: int) -> int:
     """Parts at most of a sequence as long as the block table is wide: `_parts`, of whichever length has most."""
     shortest = ceil_div(layer.block_table_SM.shape[1] * layer.keys.shape[1], shortest_part)
-    parts = shortest if shortest <= 4 else max(4, ceil_div(shortest, 2))
-    if shortest > 16:
-        parts = max(8, ceil_div(shortest, 4))
-    return min(parts, most_parts(layer.keys.shape[2]))
+    return min(max(min(shortest, 4), ceil_div(shortest, 4)), most_parts(layer.keys.shape[2]))
 
 
 def merged_at_once(rows: int, value_width: int) -> int:
@@ -115,7 +113,7 @@ def decode_tiles(layer: PagedLayer, rows: int) -> DecodeTiles:
     keys, eight where sums would fill theirs. Two or three tiles are on their way."""
     bytes_per_key = cache_bytes_per_key(layer)
     if width_of(rows) == 16 and bytes_per_key in (256, 512) and layer.key_scales is None:
-        return DecodeTiles(32, 1, 3, 8, registers=248) if bytes_per_key == 256 else DecodeTiles(32, 2, 4, 4)
+        return DecodeTiles(32, 1, 3, 8, registers=248) if bytes_per_key == 256 else DecodeTiles(32, 2, 3, 4)
     keys = 64 if 2 * 64 * bytes_per_key <= TILES_BYTES else 32
     waiting = min(max(TILES_BYTES // (keys * bytes_per_key), 1), 3)
     wide = width_of(rows) * width_of(layer.values.shape[-1]) > 4096
@@ -154,6 +152,7 @@ def paged_decode_kernel(
         arrived=space.arrived,
         KV_HEADS=kv_heads,
         FIELDS=FIELDS,
+        LANES=32 * tiles.warps,
         ROWS=space.sums.shape[1],
         SOME=merged_at_once(rows, layer.values.shape[-1]),
         BLOCK_R=power_of_two(rows),
@@ -172,7 +171,7 @@ def _shared_out(layer: PagedLayer, batch: PagedBatch, scores: Scores, tiles: Dec
     many there are."""
     most, shortest = most_parts(layer.keys.shape[2]), ceil_div(tiles.shortest_part, tiles.keys)
     recording = layer.keys.is_cuda and torch.cuda.is_current_stream_capturing()
-    key = (scores.window, scores.sink_tokens, most, shortest, tiles.keys, recording)
+    key = (scores.window, scores.sink_tokens, layer.keys.shape[2], shortest, tiles.keys, recording)
     if key not in batch.plans:
         count = batch.num_decoding
         parts = parts_of_longest(layer, tiles.shortest_part)
@@ -206,8 +205,8 @@ def _multiprocessors(device: torch.device) -> int:
 @triton.jit
 def _parts(tiles, shortest_part, most_parts):  # type: ignore[no-untyped-def]
     """Tiles of a part, and parts, of a sequence of so many tiles; one part even where there is nothing to see. Up to
-    four parts are of the shortest length, up to eight twice and more four times as long, all of about one length."""
-    longer = tl.where(tiles <= 4 * shortest_part, 1, tl.where(tiles <= 16 * shortest_part, 2, 4))
+    four parts are of the shortest length or, if the sequence is longer, of twice it; more are four times as long."""
+    longer = tl.where(tiles <= 4 * shortest_part, 1, tl.where(tiles <= 8 * shortest_part, 2, 4))
     most = tl.maximum((tiles + most_parts - 1) // most_parts, shortest_part * longer)
     parts = tl.maximum((tiles + most - 1) // most, 1)
     each = tl.maximum((tiles + parts - 1) // parts, 1)
@@ -252,6 +251,7 @@ def _share_out(  # type: ignore[no-untyped-def]
     before = tl.sum(tl.where(b < sequence, parts_b, 0), 0)
     if sequence == 0:
         tl.store(items, tl.sum(parts_b, 0))
+        tl.store(items + 1, 0)
     length = tl.load(lengths + sequence)
     first = tl.load(offsets + sequence)
     queries = tl.load(offsets + sequence + 1) - first
@@ -318,6 +318,7 @@ def _decode(  # type: ignore[no-untyped-def]
     E: tl.constexpr,
     KV_HEADS: tl.constexpr,
     FIELDS: tl.constexpr,
+    LANES: tl.constexpr,
     ROWS: tl.constexpr,
     SOME: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -334,7 +335,15 @@ def _decode(  # type: ignore[no-untyped-def]
     wait_for_inputs(DEPENDENT)
     r = tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
-    for work in range(tl.program_id(0), tl.load(items) * KV_HEADS, tl.num_programs(0)):
+    lane = tl.arange(0, LANES)
+    everything = tl.load(items) * KV_HEADS
+    work = tl.program_id(0)
+    while work < everything:
+        # Whoever is done takes the next one. A launch draws as many numbers as there is work, so the next launch begins
+        # with one that `everything` divides. Drawn by one lane and not looked at before the end, so not waited for.
+        drawn = tl.zeros([LANES], tl.int32)
+        if everything > tl.num_programs(0):
+            drawn = tl.atomic_add(items + 1 + drawn, 1, mask=lane == 0, sem="relaxed")
         # Neighbouring programs read the heads of the same keys, which lie side by side.
         head = work % KV_HEADS
         item = items + (1 + work // KV_HEADS) * FIELDS
@@ -385,15 +394,18 @@ def _decode(  # type: ignore[no-untyped-def]
                 block = following
         for tile in tl.range(whole, end, num_stages=STAGES if WINDOWED else 1):
             start = (tile + tl.where(tile >= sink_tiles, skipped, 0)) * BLOCK_N
+            if WINDOWED:
+                block = block_numbers(blocks, start, n, length, PAGE, BLOCK_N)
             acc, highest, total = attend_tile(
-                acc, highest, total, q_main, q_tail, length, query_at, slope, start, n,
-                block_numbers(blocks, start, n, length, PAGE, BLOCK_N),
+                acc, highest, total, q_main, q_tail, length, query_at, slope, start, n, block,
                 keys + head * key_head, values + head * value_head, key_scales + head, value_scales + head,
                 key_block, key_place, value_block, value_place, scale_block, scale_place,
                 scale, cap, window, sink_tokens,
                 True, CAUSAL, WINDOWED, CAPPED, ALIBI, SCALED, VALUES_IN_KEYS,
                 PAGE, MAIN, TAIL, E, BLOCK_N, BLOCK_D, BLOCK_TAIL, BLOCK_E, OPERAND,
             )  # fmt: skip
+            if not WINDOWED:
+                block = block_numbers(blocks, start + BLOCK_N, n, length, PAGE, BLOCK_N)
 
         own_out = out + first.to(tl.int64) * out_token + head * GROUP * out_head
         own_sinks = sinks + head * GROUP
@@ -428,6 +440,9 @@ def _decode(  # type: ignore[no-untyped-def]
                 store_rows(
                     mean, peak, weight, own_out, few, own, own_sinks, out_token, out_head, GROUP, E, BLOCK_E, SINKS
                 )
+        work = everything
+        if everything > tl.num_programs(0):
+            work = tl.num_programs(0) + tl.sum(tl.where(lane == 0, drawn, 0), 0) % everything
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from .init import init_weights
 from .norms import build_norm
 from .schemes import InitScheme
 from .stack import Stack
+from .undrawn import undrawn
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -169,7 +170,7 @@ class Encoder(Stack):
         copied."""
         headless = {"tie_embeddings": True, "head_bias": False, "logit_scale": 1.0, "logit_softcap": None}
         settings = decoder.config.model_dump() | headless
-        with torch.device("meta"):
+        with undrawn():
             encoder = cls(EncoderConfig(**settings, pooling=pooling, normalize=normalize))
         state = {name: tensor for name, tensor in decoder.state_dict().items() if not name.startswith("head.")}
         encoder.load_state_dict(state, assign=True)

@@ -42,19 +42,26 @@ def rotations(
         assert theta is not None
         scaling = None if slides else config.rope_scaling
         frequencies = rotary_frequencies(config.rotary_dim, theta, scaling, length_BT, positions_BT.device)
-        found[kind] = Rotation(*_rotation(positions_BT, frequencies, attention_factor(scaling), dtype))
+        # As a plain function where nothing is compiled: torch imports its whole compiler when an operator is called.
+        made = _rotation if torch.compiler.is_compiling() else _cosines_and_sines
+        found[kind] = Rotation(*made(positions_BT, frequencies, attention_factor(scaling), dtype))
     return found
 
 
-@torch.library.custom_op("gristmill::rotation", mutates_args=())
-def _rotation(positions_BT: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of a `Rotation`. An operator of its own, so that a compiler leaves them to be made once: taken
-    into the products of every layer, forward and backward, they are made anew in each."""
+def _cosines_and_sines(
+    positions_BT: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Those of a `Rotation`."""
     angles = positions_BT[..., None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)[:, :, None, :]
     if factor == 1.0:
         return angles.cos().to(dtype), angles.sin().to(dtype)
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+
+
+# An operator of its own, so that a compiler leaves them to be made once: taken into the products of every layer, forward
+# and backward, they are made anew in each.
+_rotation = torch.library.custom_op("gristmill::rotation", _cosines_and_sines, mutates_args=())
 
 
 @_rotation.register_fake

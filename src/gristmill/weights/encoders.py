@@ -18,6 +18,7 @@ from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..model.encoder import Encoder, EncoderConfig, Pooling
 from ..model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from ..model.undrawn import undrawn
 from . import bert, t5
 from .families import Layout, Part, Shape
 from .families.effective import differences, effective
@@ -65,7 +66,7 @@ def load_encoder(
     _check_number_of_layers(config.num_layers, "num_hidden_layers", files)
     table = _as_named(bert.bert_layout(config), files)
     files.check(stored_shapes(table) | _harmless(files, table, bert.TIED, bert.HARMLESS))
-    with torch.device("meta"):
+    with undrawn():
         model = Encoder(config)
     return _fill(model, table, files, dtype, device)
 
@@ -131,7 +132,7 @@ def load_encoder_decoder(
     table = t5.t5_layout(config)
     tied = t5.TIED | ({t5.HEAD: "embedding.weight"} if config.tie_embeddings else {})
     files.check(stored_shapes(table) | _harmless(files, table, tied, t5.HARMLESS))
-    with torch.device("meta"):
+    with undrawn():
         model = EncoderDecoder(config)
     return _fill(model, table, files, dtype, device)
 

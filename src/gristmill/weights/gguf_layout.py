@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..model.config import LatentAttention, ModelConfig
 from ..model.decoder import Decoder
+from ..model.undrawn import undrawn
 from .families.family import Part, Shape, Transform
 from .families.transforms import interleaved_rows
 from .layout import as_type
@@ -69,7 +70,7 @@ def stacks(architecture: str, config: ModelConfig) -> Stacks:
 
 def assemble(config: ModelConfig, table: Stacks, read: Callable[[str], Tensor], dtype: torch.dtype) -> Decoder:
     """A decoder whose tensors come from `read(name in the file)`, one parameter at a time."""
-    with torch.device("meta"):
+    with undrawn():
         model = Decoder(config)
     state = {}
     for name, empty in model.state_dict().items():

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import GristmillError
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
+from ..model.undrawn import undrawn
 from .families import Layout, Part, home_of
 from .families import Shape as Shape
 
@@ -80,7 +81,7 @@ def build_decoder(
 
     Parameters become `dtype`; buffers (the bias on the choice of experts) keep the type they are computed in.
     """
-    with torch.device("meta"):
+    with undrawn():
         model = Decoder(config)
     buffers = {name: buffer.dtype for name, buffer in model.named_buffers()}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ...model.decoder import Block
+from ...model.undrawn import undrawn
 from .data_parallel import Trainee, gradients, square_sum
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -90,7 +91,7 @@ def gather(model: ModelT, main: bool) -> ModelT | None:
     if not main:
         return None
     kind: Any = type(model)
-    with torch.device("meta"):
+    with undrawn():
         plain: ModelT = kind(model.config)
     plain.load_state_dict(whole, assign=True)
     return plain.train(model.training)

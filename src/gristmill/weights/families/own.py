@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...model.config import ModelConfig
 from ...model.decoder import Decoder
+from ...model.undrawn import undrawn
 from .family import Family, Layout, Part
 from .settings import MOST, Settings
 
@@ -31,7 +31,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 
 
 def _layout(config: ModelConfig) -> Layout:
-    with torch.device("meta"):
+    with undrawn():
         model = Decoder(config)
     return {
         name: (Part(name, tuple(tensor.shape), linear=_is_linear(name, tensor)),)
