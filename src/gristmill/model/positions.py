@@ -59,8 +59,8 @@ def _cosines_and_sines(
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
-# An operator of its own, so that a compiler leaves them to be made once: taken into the products of every layer, forward
-# and backward, they are made anew in each.
+# An operator of its own, so that a compiler leaves them to be made once: taken into the products of every layer,
+# forward and backward, they are made anew in each.
 _rotation = torch.library.custom_op("gristmill::rotation", _cosines_and_sines, mutates_args=())
 
 
