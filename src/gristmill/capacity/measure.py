@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..plan.ceilings import EngineFit
 from ..plan.step_time import Load
@@ -21,6 +21,7 @@ from .replica import load_of
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
+    from ..engine.runner import Launched
     from ..engine.scheduler import Step
     from ..model.config import ModelConfig
     from ..plan.device import Device
@@ -70,8 +71,8 @@ def measured_steps(
     engine: Engine, seconds: float = 60.0, clock: Callable[[], float] = perf_counter, say: Callable[[str], None] = print
 ) -> list[Sample]:
     """Samples of an idle engine, shape by shape until `seconds` are over. On a GPU each is served twice, and the first
-    time, which compiles kernels and records graphs, does not count. `clock` counts seconds; that of the processor's
-    time fits an engine of one thread on a machine that others use too."""
+    time, which compiles kernels, does not count, nor do steps that were recorded as graphs. `clock` counts seconds;
+    that of the processor's time fits an engine of one thread on a machine that others use too."""
     config = engine.config
     planned = shapes(config.max_model_len, config.max_num_seqs, config.num_blocks * config.block_size)
     rounds = 2 if engine.runner.device.type == "cuda" else 1
@@ -116,44 +117,59 @@ def timed(engine: Engine, shape: Shape, draw: random.Random, clock: Callable[[],
 
 
 class Steps:
-    """The steps of an engine as they are launched and read."""
+    """The steps of an engine as they are launched and read. One that was recorded as a graph took longer for it, and so
+    did the one under way meanwhile: neither becomes a sample."""
 
     def __init__(self, clock: Callable[[], float]):
         self.samples: list[Sample] = []
         self._clock = clock
         self._launched: deque[tuple[Load, float]] = deque()
         self._ended = -1.0
+        self._delayed = 0  # steps that are not to be counted, from the next on
 
-    def launched(self, step: Step, began: float) -> None:
+    def planned(self, step: Step, began: float) -> None:
         self._launched.append((load_of(step), began))
+
+    def recorded(self) -> None:
+        """The step planned last has just been."""
+        self._delayed = len(self._launched)
 
     def read(self) -> None:
         """The engine has read its oldest step."""
         now = self._clock()
         if self._launched:
             load, began = self._launched.popleft()
-            self.samples.append((load, now - max(began, self._ended)))
+            if self._delayed == 0:
+                self.samples.append((load, now - max(began, self._ended)))
+            self._delayed = max(self._delayed - 1, 0)
         self._ended = now
 
 
 @contextmanager
 def noted(engine: Engine, clock: Callable[[], float]) -> Iterator[Steps]:
-    """Note what the engine's scheduler plans, as long as this lasts."""
-    steps, scheduler = Steps(clock), engine.scheduler
-    schedule = scheduler.schedule
+    """Note what the engine's scheduler plans and its runner launches, as long as this lasts."""
+    steps, scheduler, runner = Steps(clock), engine.scheduler, engine.runner
+    schedule, launch = scheduler.schedule, runner.launch
 
     def noting() -> Step | None:
         began = clock()
         step = schedule()
         if step is not None:
-            steps.launched(step, began)
+            steps.planned(step, began)
         return step
 
+    def launching(step: Step, *drafts: Any) -> Launched:
+        launched = launch(step, *drafts)
+        if launched.recorded:
+            steps.recorded()
+        return launched
+
     scheduler.schedule = noting  # type: ignore[method-assign]
+    runner.launch = launching  # type: ignore[assignment, method-assign]
     try:
         yield steps
     finally:
-        del scheduler.schedule  # the class's own again
+        del scheduler.schedule, runner.launch  # the classes' own again
 
 
 def engine_fit(
