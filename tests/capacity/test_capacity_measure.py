@@ -49,6 +49,29 @@ def test_each_step_has_its_own_time(engine_of, run_ahead):
     assert engine.scheduler.schedule.__func__ is Scheduler.schedule
 
 
+@pytest.mark.parametrize("run_ahead", [0, 1])
+def test_steps_know_whether_the_device_waited_for_them_and_read_prompts(engine_of, run_ahead):
+    samples = timed(engine_of(run_ahead=run_ahead), Shape(1, 20, 4), random.Random(0))
+    assert [load.alone for load, _ in samples] == [True, *[run_ahead == 0] * 4]
+    assert [load.prompts for load, _ in samples] == [1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("run_ahead", "missing"), [(0, [2]), (1, [1, 2])])
+def test_a_step_that_was_recorded_is_no_sample_nor_is_the_one_it_delayed(engine_of, run_ahead, missing):
+    engine = engine_of(run_ahead=run_ahead)
+    launch, launched = engine.runner.launch, []
+
+    def recording(step, *drafts):
+        launched.append(launch(step, *drafts))
+        launched[-1].recorded = len(launched) == 3
+        return launched[-1]
+
+    engine.runner.launch = recording
+    samples = timed(engine, Shape(1, 20, 5), random.Random(0))
+    cached = [16, 20, 21, 22, 23, 24]
+    assert [load.cached for load, _ in samples] == [at for number, at in enumerate(cached) if number not in missing]
+
+
 def test_others_follow_and_their_prompts_share_a_step_with_replies(engine_of):
     samples = timed(engine_of(), Shape(3, 8, 8, more=5), random.Random(0))
     mixed = [load for load, _ in samples if load.sequences > 1 and load.tokens > load.sequences]

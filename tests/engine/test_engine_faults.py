@@ -228,3 +228,22 @@ def test_dynamic_positions_share_no_beginnings(tokenizer):
     llm = LLM.from_model(model, tokenizer)
     llm.generate([short], GREEDY)
     assert llm.generate([long], GREEDY) == alone
+
+
+def test_blocks_that_leak_are_missed_even_where_not_all_are_looked_at(tokenizer, monkeypatch):
+    monkeypatch.setattr("gristmill.engine.engine.FEW_BLOCKS", 0)
+    engine = engine_of(make_model(), tokenizer)
+    engine.add_request([7, 8, 9], GREEDY)
+    drain(engine)
+    looked = []
+    monkeypatch.setattr(engine.scheduler, "check", lambda: looked.append(1))
+    engine._next_check = float("inf")
+    engine.add_request([7, 8, 9], GREEDY)
+    while engine.has_work:
+        engine.step()
+    assert not looked
+    engine.blocks._blank.take(None, 1)
+    engine.add_request([7, 8, 9], GREEDY)
+    with pytest.raises(AssertionError, match="leaked"):
+        while engine.has_work:
+            engine.step()

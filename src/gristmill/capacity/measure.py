@@ -1,4 +1,4 @@
-"""What steps of the engine take on this machine: samples for `plan.step_time.fit`, which models a device by them.
+"""What steps of the engine take on this machine: samples for `plan.step_fit.fit`, which models a device by them.
 
 The engine is driven as it is, with made-up ids; each step's load is added up as the simulator does it, and its time is
 that from the end of the step before, or from its own launch where nothing was under way.
@@ -128,7 +128,7 @@ class Steps:
         self._delayed = 0  # steps that are not to be counted, from the next on
 
     def planned(self, step: Step, began: float) -> None:
-        self._launched.append((load_of(step), began))
+        self._launched.append((load_of(step, alone=not self._launched), began))
 
     def recorded(self) -> None:
         """The step planned last has just been."""
@@ -177,7 +177,8 @@ def engine_fit(
 ) -> EngineFit:
     """What the engine reaches of a device's ceilings, fitted to all samples; its error is that of a fit to every other
     one, on those that it has not seen. `bits`: of a weight, and of a number of the cache."""
-    from ..plan.step_time import StepModel, fit
+    from ..plan.step_fit import fit
+    from ..plan.step_time import StepModel
 
     def model(efficiency: Efficiency) -> StepModel:
         return StepModel(config, on, weight_bits=bits, kv_bits=bits, head_bits=bits, efficiency=efficiency)

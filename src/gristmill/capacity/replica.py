@@ -111,7 +111,7 @@ class Replica:
 
     def _launch(self, step: Step, now: float) -> None:
         start = max(now, self._free_at)
-        took = self.seconds(load_of(step))
+        took = self.seconds(load_of(step, alone=not self._under_way))
         self._free_at = start + took
         self.busy_seconds += took
         self.steps += 1
@@ -149,17 +149,18 @@ class Replica:
         return ended
 
 
-def load_of(step: Step) -> Load:
-    """What a step computes."""
+def load_of(step: Step, alone: bool = False) -> Load:
+    """What a step computes; `alone`: nothing was under way when it was planned."""
     chunks = step.chunks
     if step.decode_only:
         count = len(chunks)
         context = sum([chunk.start for chunk in chunks]) + count
-        return Load(count, count, count, context, context)
-    tokens = logits = pairs = cached = 0
+        return Load(count, count, count, context, context, alone=alone)
+    tokens = logits = pairs = cached = prompts = 0
     for _, start, count, samples, drafts in chunks:
         tokens += count
         logits += samples * (1 + len(drafts))
         pairs += count * start + count * (count + 1) // 2
         cached += start + count
-    return Load(tokens, len(chunks), logits, pairs, cached)
+        prompts += count > 1 + len(drafts)
+    return Load(tokens, len(chunks), logits, pairs, cached, prompts, alone)

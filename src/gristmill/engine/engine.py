@@ -30,6 +30,7 @@ from .text import TextStream
 
 log = logging.getLogger(__name__)
 LONGEST_WAIT = 0.05  # seconds that a step waits for a constraint when there is nothing else to do
+FEW_BLOCKS = 1024  # that are all looked at in half a millisecond
 
 
 class Engine:
@@ -62,6 +63,7 @@ class Engine:
         self.speculator = self._speculator(proposer)
         self._guessing = True  # until it fails
         self.num_steps = 0
+        self._next_check = 0.0  # of every block
         self._under_way: deque[tuple[Step, Launched, float]] = deque()  # the time is that of its planning
         self._done_at = 0.0  # when the last step was done
         self._searches: list[BeamRequests] = []
@@ -198,8 +200,21 @@ class Engine:
             outputs += self._read(step, launched, began)
             self.scheduler.done(step)
         if not self.has_work:
-            self.scheduler.check()
+            self._look_for_leaks()
         return outputs
+
+    def _look_for_leaks(self) -> None:
+        """AssertionError where something has leaked now that nothing is left to do. To look at each of many thousand
+        blocks takes milliseconds, which the last reply would wait for: that is done for a hundredth of the time at
+        most, and in between they are counted."""
+        began = time.monotonic()
+        if began < self._next_check:
+            assert self.blocks.num_free == self.blocks.num_blocks, "blocks leaked: nobody is left to hold them"
+            return
+        self.scheduler.check()
+        if self.blocks.num_blocks > FEW_BLOCKS:
+            ended = time.monotonic()
+            self._next_check = ended + 100 * (ended - began)
 
     def _schedule(self) -> Step | None:
         """The next step; None where what is under way has to be read before."""

@@ -37,7 +37,7 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class EngineFit:
-    """What the engine reached on this machine with some model, fitted to its measured steps (plan/step_time.py):
+    """What the engine reached on this machine with some model, fitted to its measured steps (plan/step_fit.py):
     `efficiency` by name, and the median relative error on `samples` steps that the fit had not seen."""
 
     model: str

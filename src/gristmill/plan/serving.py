@@ -323,6 +323,7 @@ class _Steps:
         context, _ = held_tokens(traffic.prompt_tokens, traffic.output_tokens, traffic.length_spread)
         self.model, self.traffic = model, traffic
         self.replies = _decoding(1 + decoding, context)
+        self.alone = model.efficiency.alone_seconds * max(1 - decoding, 0.0)
         self.room = max(traffic.step_tokens - 1 - decoding, 1.0)
         self.plain = model.seconds(self.replies)
         self.parts = math.ceil(traffic.new_prompt_tokens / self.room)
@@ -347,8 +348,8 @@ class _Steps:
     def first(self, arriving: float) -> float:
         """Of the steps that read a prompt, `arriving` others being read in the same."""
         if self.parts > 1:
-            return self.prompt
-        return min(self._with(1 + arriving), self.full)
+            return self.alone + self.prompt
+        return self.alone + min(self._with(1 + arriving), self.full)
 
     def _with(self, prompts: float) -> float:
         """With so many whole prompts; a part of one is that share of the steps with one."""
@@ -378,7 +379,8 @@ def _decoding(sequences: float, context: float) -> Load:
 
 def _times(load: Load, count: float) -> Load:
     tokens, sequences, logits = count * load.tokens, count * load.sequences, count * load.logits
-    return Load(tokens, sequences, logits, count * load.pairs, count * load.cached)  # type: ignore[arg-type]
+    pairs, cached, prompts = count * load.pairs, count * load.cached, count * load.prompts
+    return Load(tokens, sequences, logits, pairs, cached, prompts)  # type: ignore[arg-type]
 
 
 def _parts(traffic: Traffic, decoding: float) -> int:

@@ -8,9 +8,11 @@ after the other, so that they add up. `overlap` says which: 1 is the longer one,
 other, so their seconds add up:
 
   products   FLOPs / (peak * compute) with weights / (bandwidth * memory), of the blocks' matrices and of the head
-  attention  FLOPs / (peak * attention_compute) with keys and values / (bandwidth * attention_memory)
+  attention  FLOPs / (peak * attention_compute) with keys and values / (bandwidth * attention_memory); at least what
+             the keys of a part take one after the other, layers * context_seconds
   elements   norms, rotations, gates, sums and logits, which multiply no matrices: bytes / (bandwidth * elements)
-  starting   step_seconds + layers * layer_seconds + sequences * sequence_seconds
+  starting   step_seconds + layers * layer_seconds (of one token; few_ or many_layer_seconds of more) + sequences *
+             sequence_seconds + prompts * prompt_seconds, and alone_seconds where the device had nothing to do before
   sending    two all-reduces a layer between tensor-parallel devices, all-to-alls between expert-parallel ones
 
 On a GPU steps in which every sequence decodes are recorded and replayed, and those that read prompts, filled up to a
@@ -24,9 +26,8 @@ Symbols as in plan/parameters.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ..errors import GristmillError
 from ..model.config import ModelConfig
@@ -37,9 +38,8 @@ from .layouts import Layout
 from .parameters import head_params, matrix_params
 from .recorded_steps import is_recorded, recorded_size, recorded_tokens
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+FEW_ROWS = 16  # tokens of a step that a GPU's small kernels take; more go through the library's (small_linear.py)
+FAR = 512  # keys: a sequence of more is divided among programs
 LOGIT_BYTES = 16  # of each logit: made and read in 16 bits, written and read in float32 to draw by
 
 
@@ -52,6 +52,8 @@ class Load:
     logits: int  # tokens behind which the head's logits are made
     pairs: int  # pairs of a new token and a key that it sees, in a full layer
     cached: int  # tokens whose keys and values a full layer reads from the cache
+    prompts: int = 0  # sequences of which a part of the prompt is computed: the host has more to do with them
+    alone: bool = False  # nothing was under way when it was planned, so the device waited for the host
 
     @staticmethod
     def decode(sequences: int, context: float, new_tokens: int = 1) -> Load:
@@ -76,6 +78,7 @@ class Load:
             logits=sequences * last,
             pairs=sequences * pairs,
             cached=sequences * (cached + tokens),
+            prompts=sequences,
         )
 
     def __add__(self, other: Load) -> Load:
@@ -85,6 +88,8 @@ class Load:
             self.logits + other.logits,
             self.pairs + other.pairs,
             self.cached + other.cached,
+            self.prompts + other.prompts,
+            self.alone and other.alone,
         )
 
 
@@ -102,9 +107,16 @@ class Efficiency:
     link: float = 0.80  # of the bandwidth between devices
     overlap: float = 1.0  # of arithmetic and memory within a kernel
     step_seconds: float = 20e-6  # of the host for a step (measured: 20 us for one request)
-    layer_seconds: float = 16e-6  # of a layer, however small: measured 0.53 ms a replayed step of 30 layers, floor 0.09
+    # Of a layer, however small: with one token, with up to FEW_ROWS, with more (measured on an H100: steps of 0.43,
+    # 1.05 and 0.95 ms of 30 layers, floor 0.09, and of 0.92, 1.77 and 1.59 ms of 28, floor 0.40).
+    layer_seconds: float = 13e-6
+    few_layer_seconds: float = 36e-6
+    many_layer_seconds: float = 33e-6
+    context_seconds: float = 5e-6  # of a layer's attention over FAR keys and more a sequence, a share of it over fewer
+    alone_seconds: float = 0.9e-3  # of a step before which nothing was under way: the device waits for the host
     eager_layer_seconds: float = 0.47e-3  # of the host to start a layer's kernels (measured: 14.2 ms for 30 layers)
     sequence_seconds: float = 2.5e-6  # of the host for a sequence's token (measured: 640 us for 256)
+    prompt_seconds: float = 60e-6  # of the host for a sequence's part of a prompt
     message_seconds: float = 8e-6  # of an exchange between devices, however short (cited: llm-analysis, NVLink)
 
     default: ClassVar[Efficiency]
@@ -134,7 +146,8 @@ def usual_efficiency(device: Device) -> Efficiency:
     if is_processor(device):
         return Efficiency(
             compute=1.0, memory=0.63, attention_compute=0.75, attention_memory=0.2, elements=1.0, overlap=0.0,
-            layer_seconds=18e-6, eager_layer_seconds=0.0, sequence_seconds=10e-6,
+            layer_seconds=18e-6, few_layer_seconds=18e-6, many_layer_seconds=18e-6, context_seconds=0.0,
+            alone_seconds=0.0, prompt_seconds=0.0, eager_layer_seconds=0.0, sequence_seconds=10e-6,
         )  # fmt: skip
     return replace(
         Efficiency.default,
@@ -147,8 +160,9 @@ def usual_efficiency(device: Device) -> Efficiency:
     )
 
 
+_SECONDS = tuple(field.name for field in fields(Efficiency) if field.name.endswith("_seconds"))
 Efficiency.default = Efficiency()
-Efficiency.ideal = Efficiency(1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0)
+Efficiency.ideal = Efficiency(1, 1, 1, 1, 1, 1, 1, **dict.fromkeys(_SECONDS, 0.0))
 
 
 @dataclass(frozen=True)
@@ -235,11 +249,16 @@ class StepModel:
         self._per_kv_byte = 1 / (bandwidth * share.attention_memory)
         self._per_element_byte = 1 / (bandwidth * share.elements)
         self._per_sent_byte = 1 / (link * share.link) if link else 0.0
-        self._fixed = share.step_seconds + config.num_layers * share.layer_seconds
-        self._fixed += self._messages * share.message_seconds
+        fixed = share.step_seconds + self._messages * share.message_seconds
+        layers = config.num_layers
+        self._fixed_one, self._fixed_few, self._fixed_many = (
+            fixed + layers * each for each in (share.layer_seconds, share.few_layer_seconds, share.many_layer_seconds)
+        )
+        self._far_seconds, self._alone = layers * share.context_seconds / FAR, share.alone_seconds
         self._eager = share.step_seconds + config.num_layers * share.eager_layer_seconds
         self._recorded = is_recorded(config) and not is_processor(device)
         self._most_recorded = recorded_tokens(config) if self._recorded else 0
+        self._per_prompt = share.prompt_seconds
         self._per_sequence, self._both = share.sequence_seconds, 1 - share.overlap
         self._token_compute = self._flops * self._per_flop
         self._token_extra = self._element_bytes * self._per_element_byte + self._sent_bytes * self._per_sent_byte
@@ -257,7 +276,7 @@ class StepModel:
             return self._recorded
         return recorded_size(load.tokens) <= self._most_recorded
 
-    def _filled_up(self, load: Load) -> int:
+    def filled_up(self, load: Load) -> int:
         """Tokens that go through the matrices."""
         if self._most_recorded and _reads_prompts(load) and (size := recorded_size(load.tokens)) <= self._most_recorded:
             return size
@@ -265,8 +284,9 @@ class StepModel:
 
     def seconds(self, load: Load) -> float:
         """Of one step: the sum over kinds of work. The simulator asks this for each of its steps."""
-        tokens, sequences, logits = self._filled_up(load), load.sequences, load.logits
-        total = self._fixed + sequences * self._per_sequence + tokens * self._token_extra
+        tokens, sequences, logits = self.filled_up(load), load.sequences, load.logits
+        total = self._fixed_one if tokens <= 1 else self._fixed_few if tokens <= FEW_ROWS else self._fixed_many
+        total += sequences * self._per_sequence + load.prompts * self._per_prompt + tokens * self._token_extra
         memory = self._weight_seconds
         if self._experts:
             memory += self._expert_seconds * distinct_experts(self._experts, self._top_k, tokens * self._pooled)
@@ -283,13 +303,16 @@ class StepModel:
             pairs += self._sliding * min(load.pairs, tokens * self._window)
             keys += self._sliding * (min(load.cached, sequences * self._window + tokens) + tokens)
         compute, memory = pairs * self._pair_seconds, keys * self._kv_seconds
-        total += compute + both * memory if compute > memory else memory + both * compute
+        attention = compute + both * memory if compute > memory else memory + both * compute
+        total += max(attention, reach(load) * self._far_seconds)
+        if load.alone:
+            total += self._alone
         return self._eager if total < self._eager and not self.replayed(load) else total
 
     def work(self, load: Load) -> Work:
         """What `seconds` takes time for, in FLOPs and bytes. In a sliding layer sequences are taken to be alike."""
         touched = distinct_experts(self._experts, self._top_k, load.tokens * self._pooled) if self._experts else 0.0
-        tokens = self._filled_up(load)
+        tokens = self.filled_up(load)
         pairs = self._full * load.pairs + self._sliding * min(load.pairs, load.tokens * self._window)
         keys = self._full * (load.cached + load.tokens)  # read, and the new ones written
         keys += self._sliding * (min(load.cached, load.sequences * self._window + load.tokens) + load.tokens)
@@ -306,127 +329,14 @@ class StepModel:
         )
 
 
+def reach(load: Load) -> float:
+    """Keys that a sequence's attention takes one after the other, in the mean; more are divided among programs."""
+    return min(load.cached / load.sequences, FAR) if load.sequences else 0.0
+
+
 def _reads_prompts(load: Load) -> bool:
     """Not where every sequence computes one token, nor where logits are made behind guesses, to check them."""
     return load.logits <= load.sequences < load.tokens
-
-
-# The shares that a fit finds, and the most that each can be: nothing multiplies much faster than the device was seen to
-# (by another library, up to twice as fast on a CPU), nor reads weights faster; what is small comes from a cache.
-SHARES = {"compute": 2.5, "memory": 1.2, "attention_compute": 2.5, "attention_memory": 10.0, "elements": 100.0}
-SECONDS = ("layer_seconds", "sequence_seconds", "eager_layer_seconds")  # and what takes seconds
-FEWEST_SAMPLES = 12
-PRIOR = 1e-7  # weight of the figures that a fit starts from, against the samples: they say what those leave open
-
-
-def fit(
-    samples: Sequence[tuple[Load, float]],
-    config: ModelConfig,
-    device: Device,
-    weight_bits: float = 16,
-    kv_bits: float = 16,
-    precision: str | None = None,
-    start: Efficiency | None = None,
-    head_bits: float | None = None,
-) -> Efficiency:
-    """The efficiency with which measured steps, (load, seconds), are met best: least squares of relative errors, no
-    seconds negative and no share beyond what SHARES allows, once with arithmetic and memory overlapping, in turns with
-    the question which is the longer one in each sample, once with their sum; with waiting for the host, and without.
-    Steps that another process held up count little (Huber's weights at 1.5 median errors). What the samples do not show
-    stays as in `start`, the device's usual one. GristmillError for fewer than 12 samples, or seconds that are not above
-    0."""
-    if len(samples) < FEWEST_SAMPLES:
-        raise GristmillError(f"{len(samples)} steps are too few to fit a device's efficiency: measure {FEWEST_SAMPLES}")
-    if not all(0 < taken < math.inf for _, taken in samples):
-        raise GristmillError("seconds of measured steps must be above 0 and finite")
-
-    start = usual_efficiency(device) if start is None else start
-
-    def model(known: Efficiency) -> StepModel:
-        return StepModel(config, device, Layout(), weight_bits, kv_bits, known, precision, head_bits)
-
-    peak, bandwidth = device.peak(model(start).precision), device.memory_bandwidth
-    works = [model(start).work(load) for load, _ in samples]
-    layers, taken = config.num_layers, [seconds for _, seconds in samples]
-    eager = [not model(start).replayed(load) for load, _ in samples]
-    best, least = replace(start, eager_layer_seconds=0.0), math.inf
-    for starting in dict.fromkeys((0.0, start.eager_layer_seconds)):
-        first = known = replace(start, eager_layer_seconds=starting)
-        # From the sum to the longer one by steps: which one is longer is known better each time.
-        for overlap in (0.0, 0.5, 0.9, 1.0):
-            first, known = replace(first, overlap=overlap), replace(known, overlap=overlap)
-            seen: set[Efficiency] = set()
-            while known not in seen and len(seen) < 15:
-                seen.add(known)
-                device_only = model(replace(known, eager_layer_seconds=0.0))
-                host = known.step_seconds + layers * known.eager_layer_seconds
-                columns = [
-                    [0.0] * (len(SHARES) + 2) + [layers]
-                    if alone and device_only.seconds(load) < host
-                    else [*_seconds_by_share(work, peak, bandwidth, known), layers, load.sequences, 0.0]
-                    for work, alone, (load, _) in zip(works, eager, samples, strict=True)
-                ]
-                known = _solved(columns, taken, first)
-                fitted = model(known)
-                errors = sorted(abs(fitted.seconds(load) / seconds - 1) for load, seconds in samples)
-                limit = 3 * max(errors[len(errors) // 2], 1e-9)
-                loss = sum(min(error, limit) for error in errors)
-                # Waiting for the host is an unknown more, and has to be worth it.
-                if overlap in (0.0, 1.0) and loss < least * (0.97 if starting and not best.eager_layer_seconds else 1):
-                    best, least = known, loss
-    return best
-
-
-def _seconds_by_share(work: Work, peak: float, bandwidth: float, known: Efficiency) -> list[float]:
-    """For each of SHARES the seconds that this step spends there at a share of 1: of products and of attention wholly
-    in the term that is the longer one at the shares known so far, and in the other one what does not overlap."""
-    compute, memory, rest = 0.0, 0.0, 1 - known.overlap
-    for flops, moved in ((work.flops, work.weight_bytes), (work.head_flops, work.head_bytes)):
-        longer = flops / peak / known.compute > moved / bandwidth / known.memory
-        compute += flops / peak * (1 if longer else rest)
-        memory += moved / bandwidth * (rest if longer else 1)
-    pairs, keys = work.attention_flops / peak, work.kv_bytes / bandwidth
-    longer = pairs / known.attention_compute > keys / known.attention_memory
-    pairs, keys = pairs * (1 if longer else rest), keys * (rest if longer else 1)
-    return [compute, memory, pairs, keys, work.element_bytes / bandwidth]
-
-
-def _solved(columns: list[list[float]], seconds: list[float], start: Efficiency) -> Efficiency:
-    """The shares that meet `seconds` best; rows of `columns` are steps, columns SHARES, layers, sequences,
-    and layers where the host is waited for."""
-    import numpy as np
-
-    from .least_squares import non_negative_least_squares
-
-    taken, at_start = np.array(seconds), _unknowns(start)
-    scaled = np.array(columns) * at_start / taken[:, None]  # each unknown as a multiple of its start
-    least = np.array([1 / most for most in SHARES.values()] + [0.0] * (len(at_start) - len(SHARES))) / at_start
-    target, prior = 1 - start.step_seconds / taken - scaled @ least, math.sqrt(PRIOR * len(seconds))
-    weights = np.ones(len(taken))
-    for _ in range(8):
-        root = np.sqrt(weights)
-        above = non_negative_least_squares(
-            np.vstack([scaled * root[:, None], np.eye(len(least)) * prior]),
-            np.concatenate([target * root, prior * (1 - least)]),
-        )
-        errors = np.abs(scaled @ above - target)
-        weights = np.minimum(1.0, max(1.5 * float(np.median(errors)), 1e-9) / np.maximum(errors, 1e-12))
-    return _efficiency((above + least) * at_start, start)
-
-
-def _unknowns(efficiency: Efficiency) -> NDArray:
-    import numpy as np
-
-    shares = [1 / getattr(efficiency, name) for name in SHARES]
-    return np.array([*shares, *(max(getattr(efficiency, name), 1e-9) for name in SECONDS)])
-
-
-def _efficiency(unknowns: NDArray, start: Efficiency) -> Efficiency:
-    shares = {name: 1 / value for name, value in zip(SHARES, unknowns[:5].tolist(), strict=True)}
-    seconds = dict(zip(SECONDS, unknowns[5:].tolist(), strict=True))
-    if not start.eager_layer_seconds:
-        seconds["eager_layer_seconds"] = 0.0
-    return replace(start, **shares, **seconds)
 
 
 def product_precision(device: Device, weight_bits: float = 16) -> str:
