@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Sample = tuple[Load, float]
 OUTPUT = 12  # tokens of the replies that decoding is measured by
+HELD_UP = 5  # times as long as usual: what took longer was not the engine's work
+MOST_OF_REST = 4  # a large shape takes a quarter of the time that is left at most
 WARM_UP = 2  # tokens of the first reply, which is thrown away
 
 
@@ -70,25 +72,37 @@ def shapes(longest: int, most_sequences: int, cache_tokens: int) -> list[Shape]:
 def measured_steps(
     engine: Engine, seconds: float = 60.0, clock: Callable[[], float] = perf_counter, say: Callable[[str], None] = print
 ) -> list[Sample]:
-    """Samples of an idle engine, shape by shape until `seconds` are over. On a GPU each is served twice, and the first
-    time, which compiles kernels, does not count, nor do steps that were recorded as graphs. `clock` counts seconds;
-    that of the processor's time fits an engine of one thread on a machine that others use too."""
+    """Samples of an idle engine, shape by shape until `seconds` are over, small and large ones in turns, so that little
+    time is spread over all that the engine may meet. On a GPU each is served twice, and the first time, which compiles
+    kernels, does not count, nor do steps that were recorded as graphs. `clock` counts seconds; that of the processor's
+    time fits an engine of one thread on a machine that others use too."""
     config = engine.config
     planned = shapes(config.max_model_len, config.max_num_seqs, config.num_blocks * config.block_size)
     rounds = 2 if engine.runner.device.type == "cuda" else 1
     draw = random.Random(0)
     timed(engine, Shape(1, 16, WARM_UP), draw)
     samples: list[Sample] = []
-    began = perf_counter()
-    for number, shape in enumerate(planned):
-        if perf_counter() - began > seconds:
-            say(f"{seconds:.0f} s are over: the largest {len(planned) - number} of {len(planned)} shapes are left out")
+    most, began, largest, each = len(planned), perf_counter(), 0, 0.0  # seconds of each token of the largest so far
+    while planned:
+        left = began + seconds - perf_counter()
+        if left <= 0:
+            say(f"{seconds:.0f} s are over: {len(planned)} of {most} shapes are left out")
             break
+        shape = planned.pop(_following(planned, left / MOST_OF_REST, each) if (most - len(planned)) % 2 else 0)
+        started = perf_counter()
         for turn in range(rounds):
             found = timed(engine, shape, draw, clock)
             if turn == rounds - 1:
                 samples += found
+        if shape.tokens > largest:
+            largest, each = shape.tokens, (perf_counter() - started) / shape.tokens
     return samples
+
+
+def _following(planned: Sequence[Shape], seconds: float, each: float) -> int:
+    """The largest shape that takes no more than so long, at `each` seconds a token; else the smallest."""
+    fitting = [number for number, shape in enumerate(planned) if shape.tokens * each <= seconds]
+    return fitting[-1] if fitting else 0
 
 
 def timed(engine: Engine, shape: Shape, draw: random.Random, clock: Callable[[], float] = perf_counter) -> list[Sample]:
@@ -184,10 +198,12 @@ def engine_fit(
         return StepModel(config, on, weight_bits=bits, kv_bits=bits, head_bits=bits, efficiency=efficiency)
 
     def fitted(some: Sequence[Sample]) -> Efficiency:
-        # A fit stands in the middle of the steps; a reply waits for all of them, the slow ones too.
+        # A fit stands in the middle of the steps; a reply waits for all of them, the slow ones too. Not for those that
+        # something else held up.
         found = fit(some, config, on, weight_bits=bits, kv_bits=bits, head_bits=bits)
         seconds = model(found).seconds
-        return slowed(found, sum(taken for _, taken in some) / sum(seconds(load) for load, _ in some))
+        waited = [(load, taken) for load, taken in some if taken <= HELD_UP * seconds(load)] or some
+        return slowed(found, sum(taken for _, taken in waited) / sum(seconds(load) for load, _ in waited))
 
     error = median_error(samples[1::2], model(fitted(samples[::2])).seconds)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
