@@ -22,10 +22,11 @@ from transformers import AutoTokenizer
 
 from gristmill.errors import GristmillError
 from gristmill.tokenizer.config import TokenizerConfig
+from gristmill.tokenizer.kinds import CUTS
 from gristmill.tokenizer.tokenizer import Tokenizer
 from gristmill.tokenizer.train import train_on_texts
 from gristmill.tokenizer.training import unigram
-from gristmill.tokenizer.training.models import CUTS, _alphabet
+from gristmill.tokenizer.training.models import _alphabet
 from gristmill.tokenizer.training.unigram import _digamma, _expected, _Pieces, _seeds, _Words, learn_pieces
 
 KINDS = ["unigram", "sentencepiece", "wordpiece"]

@@ -14,6 +14,9 @@ from .config import Kind
 from .encoder import byte_letters
 
 SPACE = "▁"  # U+2581, which SentencePiece writes for a space
+# Where the kinds that write "▁" cut text when they are trained: a "▁" of the text is cut as a space is, which programs
+# without these cuts take it for.
+CUTS = r"[ ▁]*(?:[\p{L}\p{M}]+|\p{N}|[^\s▁\p{L}\p{M}\p{N}]+)|[ ▁]+|[^\S ]"
 
 State = dict[str, Any]  # one step of a normalizer, pre-tokenizer or decoder as it stands in tokenizer.json
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from gristmill.errors import GristmillError
 
-from ..kinds import SPACE
-from ..training.models import CUTS
+from ..kinds import CUTS, SPACE
 from .sentencepiece import BYTE, CONTROL, IN_BYTE_NAMES, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, merges_of_scores
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")

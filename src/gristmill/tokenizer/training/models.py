@@ -27,13 +27,11 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from gristmill.errors import GristmillError
 
 from ..config import TokenizerConfig
+from ..kinds import CUTS, SPACE
 from ..sample import Sample
 from ..special import UNK
 
 COVERAGE = 0.9995  # SentencePiece's
-SPACE = "▁"
-# A "▁" of the text is cut as a space is, which programs without these cuts take it for.
-CUTS = r"[ ▁]*(?:[\p{L}\p{M}]+|\p{N}|[^\s▁\p{L}\p{M}\p{N}]+)|[ ▁]+|[^\S ]"
 _NEVER = " \0"  # in the alphabet: a space is written "▁", and SentencePiece and llama.cpp have NUL in no piece
 INSIDE = "##"
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
