@@ -3,7 +3,8 @@
     python benchmarks/decode_kernels.py [--shapes 135m 0.6b 8b] [--rows 1 8 32 256] [--sweep] [--chain]
 
 Every figure is the time of one call inside a CUDA graph of many calls, each on another set of tensors, so that no
-weight comes from a cache; GB/s are the bytes that have to move (weights, inputs, outputs once) over that time.
+weight comes from a cache; GB/s are the bytes that have to move (weights, inputs, outputs once) over that time. Few rows
+are multiplied on tensor cores, and once more row by row as one row is.
 `--sweep` tries block sizes, warps and stages of the linear layers and prints the best of each. `--chain` replays all
 layers but attention, with and without early starts (kernels/dependent_launch.py): what is left of a step's floor.
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 from gristmill.kernels import dependent_launch
 from gristmill.kernels.norms import Norm, add_norm
 from gristmill.kernels.rope_kv import PagedLayer, Turning, rope_kv, rope_kv_reference
-from gristmill.kernels.small_linear import small_linear
+from gristmill.kernels.small_linear import MOST_ROWS, Path, small_linear
 from gristmill.kernels.small_linear_triton import small_linear_kernel
 from gristmill.kernels.swiglu import gated_activation
 
@@ -138,10 +139,10 @@ def library(product: Product, x: Tensor, weight: Tensor, norm: Norm | None, resi
     return gated_activation(out, "silu") if product.gated else out
 
 
-def fused(product: Product, inputs: Inputs, tuning: dict[str, int] | None = None) -> Tensor:
+def fused(product: Product, inputs: Inputs, tuning: dict[str, int] | None = None, path: Path | None = None) -> Tensor:
     x, weight, norm, residual = inputs
     activation = "silu" if product.gated else None
-    return small_linear_kernel(x, weight, None, norm, activation, product.gated, residual, None, tuning)
+    return small_linear_kernel(x, weight, None, norm, activation, product.gated, residual, path, tuning)
 
 
 def linear_layers(shape_name: str, rows: int) -> None:
@@ -153,6 +154,9 @@ def linear_layers(shape_name: str, rows: int) -> None:
         error = ((found - expected).norm() / expected.norm()).item()
         assert error < 1e-2, f"{product.name}: the results differ by {error}"
         compare(f"{shape_name} {product.name}", rows, moved, ours, theirs, len(sets))
+        if 1 < rows <= MOST_ROWS:
+            ours = lambda number, product=product, sets=sets: fused(product, sets[number], path="vector")  # noqa: E731
+            compare(f"{shape_name} {product.name} by row", rows, moved, ours, theirs, len(sets))
 
 
 def tunings(rows: int) -> list[dict[str, int]]:
