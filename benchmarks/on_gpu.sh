@@ -47,7 +47,7 @@ for part in "$@"; do
         run "trials-$shape" "$PYTHON" -m gristmill bench serve --shape "$shape" --out "$OUT/trials-$shape.json" \
           --workload prefix --workload interleave --workload copy --workload long --workload idle --workload ready
         run "batching-$shape" "$PYTHON" -m gristmill bench serve --shape "$shape" --out "$OUT/batching-$shape.json" \
-          --workload w1 --requests 64 --batching naive --batching static --batching continuous
+          --workload w1 --requests 32 --max-num-seqs 8 --batching naive --batching static --batching continuous
       done
       ;;
     steps:*)
@@ -60,7 +60,7 @@ for part in "$@"; do
       run calibrate "$PYTHON" -m gristmill plan calibrate --device cuda
       for shape in "${shapes[@]}"; do
         run "simulator-$shape" "$PYTHON" benchmarks/simulator_accuracy.py --shape "$shape" --out "$OUT/simulator-$shape.json" \
-          --workloads b1 b32 prefill --rounds 2 --requests 200 --max-num-seqs 256 --prompt 500 --output 200
+          --workloads b1 b32 prefill --seconds 14 --rounds 1 --requests 200 --max-num-seqs 256 --prompt 500 --output 200
       done
       ;;
     train:*)
