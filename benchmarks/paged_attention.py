@@ -105,7 +105,7 @@ def decode_rows(arguments: argparse.Namespace, shape: str, batch: int, context: 
             for (keys, warps, programs, registers), stages, part in itertools.product(
                 ((16, 1, 8, 248), (32, 1, 8, 248), (32, 2, 4, None), (64, 2, 6, 160), (32, 4, 4, 128), (64, 4, 4, 128)),
                 (3, 4),
-                (128, 256),
+                (64, 128, 256),
             )
         ]
     for number, tiles in enumerate(choices):

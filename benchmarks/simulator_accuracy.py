@@ -50,7 +50,7 @@ def main() -> None:
                 most = summary(simulate(at_once, engine.config, fitted(served, samples)[1].seconds)).requests_per_s
                 rate = asked.load * most
                 print(f"at most {most:.3g} requests a second can be served; {rate:.3g} are sent", flush=True)
-                replay(engine, at_once[:10])
+                replay(engine, at_once[:10], seed=-2001)
             arrivals = drawn(Traffic(rate, asked.requests, prompt, output), seed=number)
             if served.device.type == "cuda":
                 replay(engine, arrivals, seed=-1 - number)
@@ -82,7 +82,8 @@ def main() -> None:
 def compared(engine: Engine, load: BenchLoad, model: StepModel) -> dict[str, object]:
     """Requests of `gristmill bench serve`, all at once, beside their simulation."""
     arrivals = [Arrival(0.0, prompt, output) for prompt, output in load.lengths]
-    replay(engine, arrivals, seed=-1001)
+    if engine.runner.device.type == "cuda":
+        replay(engine, arrivals, seed=-1001)
     found = replay(engine, arrivals, seed=1001)
     print(f"{load.name}:")
     real = Result(found, max(one.last for one in found), 0.0, 0.0, 0, 0, 0.0, 0, 0)

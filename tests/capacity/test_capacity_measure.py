@@ -7,11 +7,12 @@ import pytest
 from engine_fixtures import make_model, make_tokenizer
 
 from gristmill.capacity.fleet import simulate
-from gristmill.capacity.measure import Shape, engine_fit, measured_steps, shapes, timed
+from gristmill.capacity.measure import Shape, engine_fit, measured_steps, noted, shapes, timed
 from gristmill.capacity.replay import replay
 from gristmill.capacity.traffic import Arrival, Lengths, Traffic, drawn
 from gristmill.engine.config import EngineConfig
 from gristmill.engine.engine import Engine
+from gristmill.engine.sampling import SamplingParams
 from gristmill.engine.scheduler import Scheduler
 from gristmill.plan.device import Device
 from gristmill.plan.step_time import Efficiency, StepModel
@@ -71,6 +72,24 @@ def test_a_step_that_was_recorded_is_no_sample_nor_is_the_one_it_delayed(engine_
     samples = timed(engine, Shape(1, 20, 5), random.Random(0))
     cached = [16, 20, 21, 22, 23, 24]
     assert [load.cached for load, _ in samples] == [at for number, at in enumerate(cached) if number not in missing]
+
+
+@pytest.mark.parametrize("run_ahead", [0, 1])
+def test_the_simulator_counts_steps_as_the_engine_does(engine_of, run_ahead):
+    together, simulated = [Arrival(0.0, prompt, 5) for prompt in (8, 20, 30, 9, 17)], []
+    engine = engine_of(run_ahead=run_ahead)
+    simulate(together, engine.config, lambda load: simulated.append(load) or 1.0)
+    with noted(engine, Clock()) as steps:
+        for number, one in enumerate(together):
+            ids = [number + 1] * one.prompt_tokens
+            engine.add_request(ids, SamplingParams(max_tokens=one.output_tokens, ignore_eos=True, temperature=0))
+        while engine.has_work:
+            engine.step()
+            steps.read()
+    planned = [load for load, _ in steps.samples]
+    assert planned == simulated
+    assert {load.alone for load in planned} == ({True} if run_ahead == 0 else {True, False})
+    assert any(load.prompts > 1 for load in planned)
 
 
 def test_others_follow_and_their_prompts_share_a_step_with_replies(engine_of):

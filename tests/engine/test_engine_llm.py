@@ -308,7 +308,7 @@ def test_params_name_the_field(field, value):
     assert caught.value.field == field
 
 
-def test_a_model_is_loaded_and_answers_without_torchs_compiler(tmp_path):
+def test_a_model_is_loaded_and_answers_without_torchs_compiler():
     """Importing it takes longer than all the rest of a small model's first token."""
     shape = "bench.serve_ready import main; main('gristmill-5m', 'cpu', 'float32', '--random')"
     script = f"import sys; from gristmill.{shape}; print('torch._dynamo' in sys.modules)"

@@ -10,8 +10,8 @@ from paged_cases import Case, check, example
 
 from gristmill.kernels.paged_attention import paged_attention
 
-# Lengths at the borders of pages (16), of tiles and of parts of 128 keys.
-BORDERS = Case(lengths=(1, 15, 16, 17, 63, 64, 65, 128, 129, 300), counts=(1,) * 10)
+# Lengths at the borders of pages (16), of tiles, of parts of 64 keys and of longer ones (from 257 and 513 keys on).
+BORDERS = Case(lengths=(1, 15, 16, 17, 63, 64, 65, 256, 257, 513), counts=(1,) * 10)
 DECODE = Case(lengths=(1, 16, 17, 150), counts=(1,) * 4)
 PREFILL = Case(lengths=(17, 1, 70), counts=(17, 1, 40), num_decoding=0)
 MIXED = Case(lengths=(129, 3, 33, 90, 20), counts=(1, 1, 5, 40, 20))
@@ -99,7 +99,7 @@ def test_a_sequence_has_at_most_so_many_parts(kernels, monkeypatch):
 
 
 def test_scores_far_below_zero_merge_as_well(kernels):
-    made = example(replace(DECODE, lengths=(300, 150), counts=(1, 1)))  # three parts, and two
+    made = example(replace(DECODE, lengths=(300, 150), counts=(1, 1)))  # three parts each
     for places in made.places:
         made.layer.keys.flatten(0, 1)[places] += 8.0
     made.q_NHD.fill_(-10.0)

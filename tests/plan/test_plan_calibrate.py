@@ -296,6 +296,9 @@ def test_a_fitted_engine_is_what_this_machine_is_planned_with():
     assert kept()[0].engine == fit
     assert known_efficiency(device("cpu")) == reached
     assert known_efficiency(device("h100-sxm")) == Efficiency.default
+    earlier = {name: value for name, value in asdict(reached).items() if name != "alone_seconds"}
+    keep([replace(calibration(), engine=replace(fit, efficiency=earlier))])
+    assert known_efficiency(device("cpu")) == usual_efficiency(device("cpu"))
     keep([calibration()])
     assert known_efficiency(device("here")) == usual_efficiency(device("here")) != Efficiency.default
 

@@ -4,6 +4,7 @@ runs over, requests that come and go step by step."""
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from plan_shapes import model_configs
 
 from gristmill.capacity.answer import Fleet, plan_fleet
-from gristmill.capacity.traffic import Lengths
+from gristmill.capacity.fleet import simulate as simulate_fleet
+from gristmill.capacity.traffic import Arrival, Lengths
 from gristmill.capacity.traffic import Traffic as Arriving
 from gristmill.capacity.traffic import drawn as drawn_arrivals
+from gristmill.engine.config import EngineConfig
 from gristmill.errors import GristmillError
 from gristmill.model.config import RopeScaling
 from gristmill.model.presets import preset
@@ -113,7 +116,7 @@ def simulate(model, concurrency, prompt, output, step_tokens, seconds):
                 load = load + Load.prefill(count, one[0], last=one[0] + count == prompt)
                 room -= count
                 moved.append((one, count))
-        taken = model.seconds(load)
+        taken = model.seconds(replace(load, alone=True))  # nothing is launched ahead
         running += [[0, now + draw.random() * taken, 0.0] for _ in range(coming)]
         now, coming = now + taken, 0
         for one, count in moved:
@@ -144,6 +147,27 @@ def test_means_are_those_of_a_simulation(concurrency, prompt, output, step_token
     assert estimate.ttft_seconds == pytest.approx(ttft, rel=0.25)
 
 
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_a_slow_host_is_waited_for_as_in_a_simulation(concurrency):
+    traffic = Traffic(500, 20, run_ahead=0, **FIXED)
+    slow = replace(Efficiency.default, prompt_seconds=8e-3, alone_seconds=5e-3)
+    server = Server(LLAMA, H100, Layout(), traffic, efficiency=slow)
+    _ttft, tpot, written = simulate(server.model, concurrency, 500, 20, 8192, seconds=25.0)
+    estimate = server.at(concurrency)
+    assert estimate.tokens_per_s == pytest.approx(written, rel=0.1)
+    assert estimate.tpot_seconds == pytest.approx(tpot, rel=0.1)
+
+
+def test_only_a_lone_requests_first_step_waits_where_steps_are_launched_ahead():
+    for output in (1, 100):
+        prompt = 300
+        server = Server(LLAMA, H100, Layout(), Traffic(prompt, output, **FIXED))
+        far = [Arrival(10.0 * number, prompt, output) for number in range(3)]
+        engine = EngineConfig(num_blocks=400, max_num_seqs=4, max_model_len=1024, run_ahead=1)
+        served = simulate_fleet(far, engine, server.model.seconds).served
+        assert server.at(1).ttft_seconds == pytest.approx(served[-1].ttft, rel=1e-3)
+
+
 @pytest.mark.parametrize(("concurrency", "prompt", "output"), [(4, 512, 256), (64, 512, 256), (6, 2000, 200)])
 def test_means_are_near_those_of_the_engines_scheduler(concurrency, prompt, output):
     """Requests that come at random at the estimated rate, served by the fleet simulator's replica."""
@@ -172,7 +196,7 @@ def test_estimates_are_near_a_measured_server(name, written, read):
 def test_one_request_waits_for_nobody():
     server = Server(LLAMA, H100, Layout(), Traffic(500, 100, **FIXED))
     estimate = server.at(1)
-    assert estimate.ttft_seconds == pytest.approx(server.model.seconds(Load.prefill(500)))
+    assert estimate.ttft_seconds == pytest.approx(server.model.seconds(replace(Load.prefill(500), alone=True)))
     assert estimate.tpot_seconds == pytest.approx(server.model.seconds(Load.decode(1, 550)), rel=1e-3)
     assert estimate.tokens_per_s == pytest.approx(100 / (estimate.ttft_seconds + 99 * estimate.tpot_seconds))
 

@@ -6,8 +6,8 @@ it has key heads. How many parts a sequence has follows from its own length alon
 bit, whoever is decoded with it. The program that ends a sequence's last part merges all of them, in their order.
 
 The grid is the GPU's, not the batch's: a small kernel writes down the list of all parts, once for all layers of a step
-that see alike, and a program that is done takes the next. So one CUDA graph serves all lengths, no program starts in
-vain, and none is late because its parts were long.
+that see alike, and a program draws its next part as it begins one. So one CUDA graph serves all lengths, no program
+starts in vain, and those that got short parts take more of them.
 
 Figures behind the choices, for an H100 (132 multiprocessors, 228 KiB of shared memory each, 3.0 TB/s):
 - A part takes a program some four latencies in a row (the list, the blocks' numbers, keys, what it leaves) of about
@@ -16,7 +16,7 @@ Figures behind the choices, for an H100 (132 multiprocessors, 228 KiB of shared 
   four of two warps where they are 128 wide (250). Nothing waits at a barrier within one warp, and nearly nothing
   within two: measured, 256 sequences of 100 to 1,800 keys, heads 64 wide: 152 us with two programs of four warps, 99
   with four (128 registers), 81 with eight of one warp.
-- Parts that are taken, not dealt out beforehand: 351 us instead of 377, heads 128 wide, the same sequences.
+- Parts that are taken, not dealt out beforehand: 351 us instead of 378, heads 128 wide, the same sequences.
 - A tile lies in one block of the cache, so that its addresses are one number and what is the same for all tiles: 304
   instructions a tile and warp instead of 630 (sm_90a, heads 128 wide, two warps). Only the last tile is masked.
 - 16 rows are the tensor cores' least: a group of 1 to 16 queries costs the same. The merge has rows for those alone.
@@ -205,7 +205,7 @@ def _multiprocessors(device: torch.device) -> int:
 @triton.jit
 def _parts(tiles, shortest_part, most_parts):  # type: ignore[no-untyped-def]
     """Tiles of a part, and parts, of a sequence of so many tiles; one part even where there is nothing to see. Up to
-    four parts are of the shortest length or, if the sequence is longer, of twice it; more are four times as long."""
+    four parts are of the shortest length or, if the sequence is longer, of twice it; beyond, of up to four times it."""
     longer = tl.where(tiles <= 4 * shortest_part, 1, tl.where(tiles <= 8 * shortest_part, 2, 4))
     most = tl.maximum((tiles + most_parts - 1) // most_parts, shortest_part * longer)
     parts = tl.maximum((tiles + most - 1) // most, 1)
@@ -339,8 +339,8 @@ def _decode(  # type: ignore[no-untyped-def]
     everything = tl.load(items) * KV_HEADS
     work = tl.program_id(0)
     while work < everything:
-        # Whoever is done takes the next one. A launch draws as many numbers as there is work, so the next launch begins
-        # with one that `everything` divides. Drawn by one lane and not looked at before the end, so not waited for.
+        # The next one is drawn by one lane and not looked at before the end, so not waited for. A launch draws as many
+        # numbers as there is work, so the next launch begins with one that `everything` divides.
         drawn = tl.zeros([LANES], tl.int32)
         if everything > tl.num_programs(0):
             drawn = tl.atomic_add(items + 1 + drawn, 1, mask=lane == 0, sem="relaxed")

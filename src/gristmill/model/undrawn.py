@@ -12,10 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Modules made here have parameters on torch's device "meta", which take no memory, and nothing is drawn for them.
+    """Modules made here have parameters on torch's device "meta", which take no memory, and what torch's own layers
+    draw for them is left out.
 
-    Drawing there would do nothing either, but torch imports its whole compiler for it: two seconds of a process that
-    means to load a model and answer (torch 2.11 and 2.13).
+    Drawing there would do nothing either, but torch imports its whole compiler for a normal distribution: two seconds
+    of a process that means to load a model and answer (torch 2.11 and 2.13).
     """
     with torch.device("meta"), _NothingDrawn():
         yield

@@ -176,4 +176,6 @@ def known_efficiency(device: Device) -> Efficiency:
     if fitted is None:
         return usual_efficiency(device)
     names = {field.name for field in fields(Efficiency)}
+    if not names <= set(fitted.efficiency):  # of a version that knew less of a step: its figures mean something else
+        return usual_efficiency(device)
     return Efficiency(**{name: value for name, value in fitted.efficiency.items() if name in names})

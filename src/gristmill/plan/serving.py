@@ -175,8 +175,8 @@ class Server:
         """Seconds between two tokens of a reply while a prompt comes in between: the step that takes its first part."""
         decoding = max(min(concurrency, max(self.most, 1)) / self.groups - 1, 0.0)
         tokens = math.ceil(self.traffic.new_prompt_tokens / _parts(self.traffic, decoding + 1))
-        prompt = Load.prefill(tokens, self.traffic.shared_tokens, last=tokens == self.traffic.new_prompt_tokens)
-        return self.model.seconds(prompt + _decoding(decoding + 1, self.context[0]))
+        prompt = _prompts(self.traffic, tokens, last=tokens == self.traffic.new_prompt_tokens)
+        return self.model.seconds(prompt + _decoding(decoding + 1, self.context[0], self.traffic))
 
     def at(self, concurrency: int) -> ServingEstimate:
         """The steady state with so many requests at once; GristmillError below 1."""
@@ -304,7 +304,7 @@ def _with_others(model: StepModel, traffic: Traffic, running: float, decoding: f
     others, written = (running - 1) / running, traffic.output_tokens - 1
     steps = _Steps(model, traffic, decoding)
     if decoding <= 0:
-        return _State(steps.prompt, steps.plain, 0.0, 1.0, 0.0, steps.plain)
+        return _State(steps.alone + steps.prompt, steps.plain, 0.0, 1.0, 0.0, steps.plain)
     arriving = decoding / written
     tpot, square = steps.moments(arriving)
     begins = others * (square / (2 * tpot) + traffic.run_ahead * tpot)
@@ -322,12 +322,12 @@ class _Steps:
     def __init__(self, model: StepModel, traffic: Traffic, decoding: float):
         context, _ = held_tokens(traffic.prompt_tokens, traffic.output_tokens, traffic.length_spread)
         self.model, self.traffic = model, traffic
-        self.replies = _decoding(1 + decoding, context)
-        self.alone = model.efficiency.alone_seconds * max(1 - decoding, 0.0)
+        self.replies = _decoding(1 + decoding, context, traffic)
+        self.alone = _first_alone(model, traffic, 1 + decoding)
         self.room = max(traffic.step_tokens - 1 - decoding, 1.0)
         self.plain = model.seconds(self.replies)
         self.parts = math.ceil(traffic.new_prompt_tokens / self.room)
-        self._one = Load.prefill(traffic.new_prompt_tokens, traffic.shared_tokens)
+        self._one = _prompts(traffic, traffic.new_prompt_tokens)
         # All steps of one prompt, with the other replies in each.
         self.prompt = _prompt_seconds(model, traffic, decoding)
         self.full = self.prompt / self.parts if self.parts > 1 else self._with(self.room / traffic.new_prompt_tokens)
@@ -367,20 +367,32 @@ def _prompts_alone(model: StepModel, traffic: Traffic, running: float) -> _State
     prompt = _prompt_seconds(model, traffic, 0.0)
     together = max(min(int(running), traffic.step_tokens // traffic.new_prompt_tokens), 1)
     if together > 1:
-        prompt = model.seconds(Load.prefill(traffic.new_prompt_tokens, traffic.shared_tokens, together))
+        prompt = model.seconds(_times(_prompts(traffic, traffic.new_prompt_tokens), together))
+    prompt += _first_alone(model, traffic, running)
     rate = together / prompt
     return _State(running / rate, 0.0, rate, 0.0, 1.0, prompt)
 
 
-def _decoding(sequences: float, context: float) -> Load:
-    keys = sequences * (context + 1)
-    return Load(sequences, sequences, sequences, keys, keys)  # type: ignore[arg-type]  # means need not be whole
+def _first_alone(model: StepModel, traffic: Traffic, running: float) -> float:
+    """What a request's first step takes longer where no other request keeps the device busy. Without steps ahead every
+    step waits for the host, and its load says so."""
+    return model.efficiency.alone_seconds * max(2 - running, 0.0) if traffic.run_ahead else 0.0
+
+
+def _prompts(traffic: Traffic, tokens: int, start: int = 0, last: bool = True) -> Load:
+    """A part of a prompt that begins `start` tokens behind the shared ones."""
+    return replace(Load.prefill(tokens, traffic.shared_tokens + start, last=last), alone=not traffic.run_ahead)
+
+
+def _decoding(sequences: float, context: float, traffic: Traffic) -> Load:
+    keys = sequences * (context + 1)  # means need not be whole
+    return Load(sequences, sequences, sequences, keys, keys, alone=not traffic.run_ahead)  # type: ignore[arg-type]
 
 
 def _times(load: Load, count: float) -> Load:
     tokens, sequences, logits = count * load.tokens, count * load.sequences, count * load.logits
     pairs, cached, prompts = count * load.pairs, count * load.cached, count * load.prompts
-    return Load(tokens, sequences, logits, pairs, cached, prompts)  # type: ignore[arg-type]
+    return Load(tokens, sequences, logits, pairs, cached, prompts, load.alone)  # type: ignore[arg-type]
 
 
 def _parts(traffic: Traffic, decoding: float) -> int:
@@ -392,13 +404,13 @@ def _prompt_seconds(model: StepModel, traffic: Traffic, decoding: float) -> floa
     all."""
     parts, new = _parts(traffic, decoding), traffic.new_prompt_tokens
     context, _ = held_tokens(traffic.prompt_tokens, traffic.output_tokens, traffic.length_spread)
-    replies = _decoding(decoding, context)
+    replies = _decoding(decoding, context, traffic)
     shown = min(parts, MOST_PARTS)
     total = 0.0
     for number in range(shown):
         part = number if shown == parts else int((number + 0.5) * parts / shown)
         start, end = part * new // parts, (part + 1) * new // parts
-        load = Load.prefill(end - start, traffic.shared_tokens + start, last=part == parts - 1)
+        load = _prompts(traffic, end - start, start, last=part == parts - 1)
         total += model.seconds(load + replies if decoding else load)
     return total * parts / shown
 

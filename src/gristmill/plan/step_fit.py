@@ -31,6 +31,8 @@ SECONDS = (
     "eager_layer_seconds",
 )
 FEWEST_SAMPLES = 12
+WORTH = 0.97  # of the errors at most is left by what has to be worth it
+UNSEEN = 1e-4  # relative error a sample below which fits are alike
 PRIOR = 1e-7  # weight of the figures that a fit starts from, against the samples: they say what those leave open
 
 
@@ -65,7 +67,7 @@ def fit(
     layers, taken = config.num_layers, [seconds for _, seconds in samples]
     eager = [not model(start).replayed(load) for load, _ in samples]
     rows = [model(start).filled_up(load) for load, _ in samples]
-    best, least = replace(start, eager_layer_seconds=0.0), math.inf
+    best, least, unseen = replace(start, eager_layer_seconds=0.0), math.inf, UNSEEN * len(samples)
     for starting in dict.fromkeys((0.0, start.eager_layer_seconds)):
         first = known = replace(start, eager_layer_seconds=starting)
         # From the sum to the longer one by steps: which one is longer is known better each time.
@@ -87,8 +89,9 @@ def fit(
                 errors = sorted(abs(fitted.seconds(load) / seconds - 1) for load, seconds in samples)
                 limit = 3 * max(errors[len(errors) // 2], 1e-9)
                 loss = sum(min(error, limit) for error in errors)
-                # Waiting for the host is an unknown more, and has to be worth it.
-                if overlap in (0.0, 1.0) and loss < least * (0.97 if starting and not best.eager_layer_seconds else 1):
+                # Waiting for the host is an unknown more, and another overlap a turn: each has to be worth it.
+                loss = max(loss, unseen) / WORTH ** ((starting > 0) + (overlap != start.overlap))
+                if overlap in (0.0, 1.0) and loss < least:
                     best, least = known, loss
     return best
 

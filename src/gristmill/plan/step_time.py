@@ -13,6 +13,7 @@ other, so their seconds add up:
   elements   norms, rotations, gates, sums and logits, which multiply no matrices: bytes / (bandwidth * elements)
   starting   step_seconds + layers * layer_seconds (of one token; few_ or many_layer_seconds of more) + sequences *
              sequence_seconds + prompts * prompt_seconds, and alone_seconds where the device had nothing to do before
+             (not in steps that wait for the host all the same, see below)
   sending    two all-reduces a layer between tensor-parallel devices, all-to-alls between expert-parallel ones
 
 On a GPU steps in which every sequence decodes are recorded and replayed, and those that read prompts, filled up to a
@@ -52,7 +53,7 @@ class Load:
     logits: int  # tokens behind which the head's logits are made
     pairs: int  # pairs of a new token and a key that it sees, in a full layer
     cached: int  # tokens whose keys and values a full layer reads from the cache
-    prompts: int = 0  # sequences of which a part of the prompt is computed: the host has more to do with them
+    prompts: int = 0  # sequences of which more than one token of a prompt is computed: more for the host to do
     alone: bool = False  # nothing was under way when it was planned, so the device waited for the host
 
     @staticmethod
@@ -78,7 +79,7 @@ class Load:
             logits=sequences * last,
             pairs=sequences * pairs,
             cached=sequences * (cached + tokens),
-            prompts=sequences,
+            prompts=sequences * (tokens > 1),
         )
 
     def __add__(self, other: Load) -> Load:
@@ -285,7 +286,10 @@ class StepModel:
     def seconds(self, load: Load) -> float:
         """Of one step: the sum over kinds of work. The simulator asks this for each of its steps."""
         tokens, sequences, logits = self.filled_up(load), load.sequences, load.logits
-        total = self._fixed_one if tokens <= 1 else self._fixed_few if tokens <= FEW_ROWS else self._fixed_many
+        if tokens > FEW_ROWS:
+            total = self._fixed_many
+        else:  # a mean may lie between one token and two
+            total = self._fixed_one + min(max(tokens - 1, 0.0), 1.0) * (self._fixed_few - self._fixed_one)
         total += sequences * self._per_sequence + load.prompts * self._per_prompt + tokens * self._token_extra
         memory = self._weight_seconds
         if self._experts:
