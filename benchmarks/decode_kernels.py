@@ -25,7 +25,8 @@ from torch import Tensor
 from gristmill.kernels import dependent_launch
 from gristmill.kernels.norms import Norm, add_norm
 from gristmill.kernels.rope_kv import PagedLayer, Turning, rope_kv, rope_kv_reference
-from gristmill.kernels.small_linear import MOST_ROWS, Path, small_linear
+from gristmill.kernels.sizes import ceil_div
+from gristmill.kernels.small_linear import Path, most_rows, small_linear
 from gristmill.kernels.small_linear_triton import small_linear_kernel
 from gristmill.kernels.swiglu import gated_activation
 
@@ -154,20 +155,20 @@ def linear_layers(shape_name: str, rows: int) -> None:
         error = ((found - expected).norm() / expected.norm()).item()
         assert error < 1e-2, f"{product.name}: the results differ by {error}"
         compare(f"{shape_name} {product.name}", rows, moved, ours, theirs, len(sets))
-        if 1 < rows <= MOST_ROWS:
+        if 1 < rows <= most_rows(product.width):
             ours = lambda number, product=product, sets=sets: fused(product, sets[number], path="vector")  # noqa: E731
             compare(f"{shape_name} {product.name} by row", rows, moved, ours, theirs, len(sets))
 
 
-def tunings(rows: int) -> list[dict[str, int]]:
+def tunings(product: Product, rows: int) -> list[dict[str, int]]:
     if rows == 1:
-        choices = itertools.product((1, 2, 4, 8, 16), (256, 512, 1024, 2048), (1, 2, 4, 8))
+        choices = itertools.product((1, 2, 4, 8, 16), (512, 1024, 2048, 4096), (1, 2, 4, 8))
         return [{"BLOCK_N": n, "BLOCK_K": k, "num_warps": w} for n, k, w in choices if 1024 <= n * k <= 4096 * w]
-    choices = itertools.product((16, 32), (32, 64, 128), (2, 4, 8), (2, 4))
+    choices = itertools.product((32, 64), (64, 128, 256), (1, 4, 16), (2, 4, 8))
     return [
-        {"BLOCK_N": n, "BLOCK_K": k, "PARTS": parts, "num_warps": parts, "num_stages": stages}
-        for n, k, parts, stages in choices
-        if n * k * parts * stages <= 65536
+        {"BLOCK_N": n, "BLOCK_K": k, "PASSES": passes, "PARTS": ceil_div(product.width, k * passes), "num_warps": warps}
+        for n, k, passes, warps in choices
+        if k * passes <= product.width
     ]
 
 
@@ -176,7 +177,7 @@ def sweep(shape_name: str, rows: int) -> None:
     for product in products(SHAPES[shape_name]):
         sets, moved = tensors(product, rows)
         results = []
-        for tuning in [{}, *tunings(rows)]:
+        for tuning in [{}, *tunings(product, rows)]:
             ours = lambda number, tuning=tuning, product=product, sets=sets: fused(product, sets[number], tuning)  # noqa: E731
             try:
                 results.append((seconds(ours, len(sets), repeats=7), tuning))

@@ -129,11 +129,37 @@ def test_what_is_not_a_number_stays_in_its_row(kernel, path):
     assert found[[0, 1, 3]].isfinite().all()
 
 
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(("passes", "parts"), [(1, 9), (9, 1), (3, 3), (4, 3)])
+def test_channels_are_divided_among_programs_and_passes(kernel, passes, parts, early):
+    arguments = example(Case(3, 40, 530, bias=True, norm=True, gated=True, activation="silu", residual=True))
+    tuning = {"BLOCK_K": 64, "PASSES": passes, "PARTS": parts, "EARLY": early}
+    for _ in range(2):  # the second finds what the first has left of its tickets
+        assert_near(kernel(*arguments, path="matrix", tuning=tuning), arguments, 2e-6)
+
+
+def test_many_rows_add_up_the_parts_that_few_rows_share_out(kernel):
+    """Over two blocks of rows, programs go through all of K themselves, with the same bits."""
+    arguments = example(Case(37, 40, 530, norm=True, residual=True))
+    x, residual = arguments[0], arguments[6]
+    tuning = {"BLOCK_K": 64, "PASSES": 3, "PARTS": 3}
+    whole = kernel(*arguments, path="matrix", tuning=tuning)
+    for rows in (slice(0, 1), slice(5, 37)):
+        part = kernel(x[rows], *arguments[1:6], residual[rows], path="matrix", tuning=tuning)
+        assert torch.equal(part, whole[rows])
+
+
 GPU_CASES = [
     Case(1, 960, 576, norm=True),
     Case(1, 576, 1536, residual=True),
     Case(4, 1536, 576, norm=True, gated=True, activation="silu"),
     Case(16, 1024, 3072, residual=True),
+    Case(2, 4096, 1024, norm=True),
+    Case(32, 1024, 2048, residual=True),
+    Case(30, 3072, 1024, norm=True, gated=True, activation="silu"),
+    Case(32, 576, 1536, residual=True),
+    Case(48, 576, 576, norm=True, residual=True),
+    Case(24, 4096, 14336, residual=True),
     Case(100, 4096, 1024, norm=True, bias=True),
     Case(8, 14336, 4096, norm=True, gated=True, activation="silu"),
     Case(1, 4099, 14336, residual=True),
@@ -178,7 +204,7 @@ def test_kernels_in_a_graph_that_start_early_wait_for_each_other():
     torch.manual_seed(0)
     weights = [torch.randn(576, 576, device="cuda", dtype=torch.bfloat16) / 24 for _ in range(60)]
     norm = Norm(torch.ones(576, device="cuda", dtype=torch.bfloat16), 1e-5)
-    for rows in (1, 8):
+    for rows in (1, 2, 8, 32):
         x = torch.randn(rows, 576, device="cuda", dtype=torch.bfloat16)
 
         def chain(start):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..kernels.norms import Norm, add_norm, norm_add
 from ..kernels.rope_kv import PagedLayer, Turning, rope_kv
-from ..kernels.small_linear import MOST_ROWS, Path, small_linear
+from ..kernels.small_linear import Path, most_rows, small_linear
 from ..kernels.swiglu import activate, gated_activation
 from ..model.attention import AttentionSpec
 from ..model.config import LayerKind, ModelShape
@@ -100,7 +100,9 @@ class FusedDecoder:
     def logits(self, hidden: Tensor, invariant: bool = False) -> Tensor:
         """The head applied to hidden states `[B, C]`: `[B, V]`."""
         head = self.model.embedding if self.model.head is None else self.model.head
-        if type(head) not in (nn.Linear, nn.Embedding) or (hidden.shape[0] > MOST_ROWS and not invariant):
+        if type(head) not in (nn.Linear, nn.Embedding) or (
+            hidden.shape[0] > most_rows(hidden.shape[1]) and not invariant
+        ):
             return self.model.logits(hidden)
         bias = None if self.model.head is None else self.model.head.bias
         logits = small_linear(hidden, head.weight, bias, path="matrix" if invariant else None)
@@ -176,7 +178,7 @@ class _Stream:
     def __init__(self, x_NC: Tensor, step: FusedStep):
         self.x_NC, self.step = x_NC, step
         self.waiting: Tensor | None = None
-        self.few = step.invariant or x_NC.shape[0] <= MOST_ROWS
+        self.few = step.invariant or x_NC.shape[0] <= most_rows(x_NC.shape[1])
         self.path: Path | None = "matrix" if step.invariant else None
 
     def total(self) -> Tensor:

@@ -21,8 +21,10 @@ from .swiglu import Activation, activate
 
 Path = Literal["vector", "matrix"]
 
-# Above this many rows a library's product is as fast, and shares its weights' reading among more rows.
-MOST_ROWS = 16
+
+def most_rows(width: int) -> int:
+    """Rows up to which `small_linear` of so many channels is faster than a library's product and a norm beside it."""
+    return 32 if width < 4096 else 16
 
 
 def small_linear(
@@ -39,9 +41,10 @@ def small_linear(
     """residual + act(norm(x) @ weight.T + bias), `[M, N]` in x's type; sums in float32.
 
     `norm` is an RMSNorm. `gated`: the first half of the weight's rows is the gate, and act(gate) * up is half as wide.
-    Any M is right, up to `MOST_ROWS` it is fast. `path` "vector" computes row by row, in float32; "matrix" on tensor
-    cores, 16 rows and more at a time. With the same path a row gives the same bits in every batch; by default one row
-    takes the first and more rows the second. (A processor's products round as their number of rows says.)
+    Any M is right, up to `most_rows` it is fast. `path` "vector" computes row by row, in float32; "matrix" on tensor
+    cores, 16 rows at a time. With the same path a row gives the same bits in every batch; by default one or two rows
+    take the first and more the second, then up to 32 at a time. (A processor's products round as their number of rows
+    says.)
     """
     assert norm is None or not norm.centred, "only RMSNorm is part of the product"
     if x_MK.is_cuda and has_triton():
