@@ -39,7 +39,7 @@ from .layouts import Layout
 from .parameters import head_params, matrix_params
 from .recorded_steps import is_recorded, recorded_size, recorded_tokens
 
-FEW_ROWS = 16  # tokens of a step that a GPU's small kernels take; more go through the library's (small_linear.py)
+FEW_ROWS = 16  # tokens of a step that a GPU's small kernels pad to 16; more to 32, or the library's (small_linear.py)
 FAR = 512  # keys: a sequence of more is divided among programs
 LOGIT_BYTES = 16  # of each logit: made and read in 16 bits, written and read in float32 to draw by
 
@@ -108,11 +108,11 @@ class Efficiency:
     link: float = 0.80  # of the bandwidth between devices
     overlap: float = 1.0  # of arithmetic and memory within a kernel
     step_seconds: float = 20e-6  # of the host for a step (measured: 20 us for one request)
-    # Of a layer, however small: with one token, with up to FEW_ROWS, with more (measured on an H100: steps of 0.43,
-    # 1.05 and 0.95 ms of 30 layers, floor 0.09, and of 0.92, 1.77 and 1.59 ms of 28, floor 0.40).
-    layer_seconds: float = 13e-6
-    few_layer_seconds: float = 36e-6
-    many_layer_seconds: float = 33e-6
+    # Of a layer, however small: with one token, with up to FEW_ROWS, with more (measured on an H100: 30 layers with a
+    # floor of 0.09 ms take 0.47 and, with 32 tokens, 0.92 ms; 28 with one of 0.40 ms take 0.80 and 2.15).
+    layer_seconds: float = 10e-6
+    few_layer_seconds: float = 20e-6
+    many_layer_seconds: float = 20e-6
     context_seconds: float = 5e-6  # of a layer's attention over FAR keys and more a sequence, a share of it over fewer
     alone_seconds: float = 0.9e-3  # of a step before which nothing was under way: the device waits for the host
     eager_layer_seconds: float = 0.47e-3  # of the host to start a layer's kernels (measured: 14.2 ms for 30 layers)
