@@ -3,8 +3,8 @@
     python benchmarks/decode_kernels.py [--shapes 135m 0.6b 8b] [--rows 1 8 32 256] [--sweep] [--chain]
 
 Every figure is the time of one call inside a CUDA graph of many calls, each on another set of tensors, so that no
-weight comes from a cache; GB/s are the bytes that have to move (weights, inputs, outputs once) over that time. Few rows
-are multiplied on tensor cores, and once more row by row as one row is.
+weight comes from a cache; GB/s are the bytes that have to move (weights, inputs, outputs once) over that time. Three rows
+and more are multiplied on tensor cores, and once more row by row as one or two are.
 `--sweep` tries block sizes, warps and stages of the linear layers and prints the best of each. `--chain` replays all
 layers but attention, with and without early starts (kernels/dependent_launch.py): what is left of a step's floor.
 """
@@ -27,7 +27,7 @@ from gristmill.kernels.norms import Norm, add_norm
 from gristmill.kernels.rope_kv import PagedLayer, Turning, rope_kv, rope_kv_reference
 from gristmill.kernels.sizes import ceil_div
 from gristmill.kernels.small_linear import Path, most_rows, small_linear
-from gristmill.kernels.small_linear_triton import small_linear_kernel
+from gristmill.kernels.small_linear_triton import small_linear_kernel, takes_vector
 from gristmill.kernels.swiglu import gated_activation
 
 DTYPE = torch.bfloat16
@@ -155,15 +155,17 @@ def linear_layers(shape_name: str, rows: int) -> None:
         error = ((found - expected).norm() / expected.norm()).item()
         assert error < 1e-2, f"{product.name}: the results differ by {error}"
         compare(f"{shape_name} {product.name}", rows, moved, ours, theirs, len(sets))
-        if 1 < rows <= most_rows(product.width):
+        if rows <= most_rows(product.width) and not takes_vector(rows, product.width):
             ours = lambda number, product=product, sets=sets: fused(product, sets[number], path="vector")  # noqa: E731
             compare(f"{shape_name} {product.name} by row", rows, moved, ours, theirs, len(sets))
 
 
 def tunings(product: Product, rows: int) -> list[dict[str, int]]:
-    if rows == 1:
+    if takes_vector(rows, product.width):
         choices = itertools.product((1, 2, 4, 8, 16), (512, 1024, 2048, 4096), (1, 2, 4, 8))
-        return [{"BLOCK_N": n, "BLOCK_K": k, "num_warps": w} for n, k, w in choices if 1024 <= n * k <= 4096 * w]
+        return [
+            {"BLOCK_N": n, "BLOCK_K": k, "ROWS": 1, "num_warps": w} for n, k, w in choices if 1024 <= n * k <= 4096 * w
+        ]
     choices = itertools.product((32, 64), (64, 128, 256), (1, 4, 16), (2, 4, 8))
     return [
         {"BLOCK_N": n, "BLOCK_K": k, "PASSES": passes, "PARTS": ceil_div(product.width, k * passes), "num_warps": warps}
