@@ -3,8 +3,8 @@
     python benchmarks/decode_kernels.py [--shapes 135m 0.6b 8b] [--rows 1 8 32 256] [--sweep] [--chain]
 
 Every figure is the time of one call inside a CUDA graph of many calls, each on another set of tensors, so that no
-weight comes from a cache; GB/s are the bytes that have to move (weights, inputs, outputs once) over that time. Three rows
-and more are multiplied on tensor cores, and once more row by row as one or two are.
+weight comes from a cache; GB/s are the bytes that have to move (weights, inputs, outputs once) over that time. Three
+rows and more are multiplied on tensor cores, and once more row by row as one or two are.
 `--sweep` tries block sizes, warps and stages of the linear layers and prints the best of each. `--chain` replays all
 layers but attention, with and without early starts (kernels/dependent_launch.py): what is left of a step's floor.
 """

@@ -1,7 +1,8 @@
 """What steps of the engine take on this machine: samples for `plan.step_fit.fit`, which models a device by them.
 
 The engine is driven as it is, with made-up ids; each step's load is added up as the simulator does it, and its time is
-that from the end of the step before, or from its own launch where nothing was under way.
+that from the end of the step before, or from its own launch where nothing was under way. On a GPU a step ends when the
+device is done with it: the host may read it later, while it launches the next one, or not wait for it at all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ..plan.step_time import Load
 from .replica import load_of
 
 if TYPE_CHECKING:
+    import torch
+
     from ..engine.engine import Engine
     from ..engine.runner import Launched
     from ..engine.scheduler import Step
@@ -113,56 +116,101 @@ def timed(engine: Engine, shape: Shape, draw: random.Random, clock: Callable[[],
         alone = shape.count + shape.more == 1
         return length if alone else draw.randint(max(length // 2, 1), length + length // 2)
 
-    def add() -> None:
+    def made() -> tuple[list[int], SamplingParams]:
         params = SamplingParams(max_tokens=about(shape.output), ignore_eos=True, temperature=0)
-        engine.add_request([draw.randrange(engine.vocab_size) for _ in range(about(shape.prompt))], params)
+        return draw.choices(range(engine.vocab_size), k=about(shape.prompt)), params
 
+    requests = [made() for _ in range(shape.count + shape.more)]  # before, as a long one takes as long as a step
     with noted(engine, clock) as steps:
         for _ in range(shape.count):
-            add()
-        more = shape.more
+            engine.add_request(*requests.pop())
         while engine.has_work:
             ended = sum(output.finish_reason is not None for output in engine.step())
             steps.read()
-            for _ in range(min(ended, more)):
-                add()
-            more -= min(ended, more)
+            for _ in range(min(ended, len(requests))):
+                engine.add_request(*requests.pop())
     return steps.samples
+
+
+@dataclass
+class _Noted:
+    load: Load
+    began: float
+    done: Callable[[], float] | None = None  # when the device was done with it; None: when it was read
+    read: float = 0.0
+    delayed: bool = False  # by what was recorded meanwhile
 
 
 class Steps:
     """The steps of an engine as they are launched and read. One that was recorded as a graph took longer for it, and so
-    did the one under way meanwhile: neither becomes a sample."""
+    did the one under way meanwhile: neither becomes a sample. `mark` is called behind each launch; what it returns says
+    when the device was done with it."""
 
-    def __init__(self, clock: Callable[[], float]):
-        self.samples: list[Sample] = []
-        self._clock = clock
-        self._launched: deque[tuple[Load, float]] = deque()
-        self._ended = -1.0
-        self._delayed = 0  # steps that are not to be counted, from the next on
+    def __init__(self, clock: Callable[[], float], mark: Callable[[], Callable[[], float]] | None = None):
+        self._clock, self._mark = clock, mark
+        self._under_way: deque[_Noted] = deque()
+        self._read: list[_Noted] = []
 
     def planned(self, step: Step, began: float) -> None:
-        self._launched.append((load_of(step, alone=not self._launched), began))
+        self._under_way.append(_Noted(load_of(step, alone=not self._under_way), began))
 
-    def recorded(self) -> None:
-        """The step planned last has just been."""
-        self._delayed = len(self._launched)
+    def launched(self, recorded: bool) -> None:
+        """The step planned last has been, `recorded` as a graph before."""
+        if self._mark is not None:
+            self._under_way[-1].done = self._mark()
+        if recorded:
+            for one in self._under_way:
+                one.delayed = True
 
     def read(self) -> None:
         """The engine has read its oldest step."""
-        now = self._clock()
-        if self._launched:
-            load, began = self._launched.popleft()
-            if self._delayed == 0:
-                self.samples.append((load, now - max(began, self._ended)))
-            self._delayed = max(self._delayed - 1, 0)
-        self._ended = now
+        if self._under_way:
+            one = self._under_way.popleft()
+            one.read = self._clock()
+            self._read.append(one)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Of the steps read so far."""
+        found, ended = [], -1.0
+        for one in self._read:
+            began, ended = max(one.began, ended), one.read if one.done is None else one.done()
+            if not one.delayed:
+                found.append((one.load, ended - began))
+        return found
+
+
+def device_marks(device: torch.device, clock: Callable[[], float]) -> Callable[[], Callable[[], float]] | None:
+    """Marks behind what a GPU has been given to do, which then say when it was done with it, by `clock`; None for a
+    processor, which is done when it returns."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    start = torch.cuda.Event(enable_timing=True)
+    start.record()
+    start.synchronize()
+    began = clock()
+
+    def mark() -> Callable[[], float]:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+
+        def done() -> float:
+            event.synchronize()
+            milliseconds: float = start.elapsed_time(event)
+            return began + milliseconds / 1e3
+
+        return done
+
+    return mark
 
 
 @contextmanager
 def noted(engine: Engine, clock: Callable[[], float]) -> Iterator[Steps]:
     """Note what the engine's scheduler plans and its runner launches, as long as this lasts."""
-    steps, scheduler, runner = Steps(clock), engine.scheduler, engine.runner
+    scheduler, runner = engine.scheduler, engine.runner
+    steps = Steps(clock, device_marks(runner.device, clock))
     schedule, launch = scheduler.schedule, runner.launch
 
     def noting() -> Step | None:
@@ -174,8 +222,7 @@ def noted(engine: Engine, clock: Callable[[], float]) -> Iterator[Steps]:
 
     def launching(step: Step, *drafts: Any) -> Launched:
         launched = launch(step, *drafts)
-        if launched.recorded:
-            steps.recorded()
+        steps.launched(launched.recorded)
         return launched
 
     scheduler.schedule = noting  # type: ignore[method-assign]

@@ -152,6 +152,11 @@ class DecodeGraphs:
     def _key(idle: Tensor, kind: Hashable, asked: Asked) -> tuple[tuple[int, ...], torch.dtype, Hashable, Asked]:
         return tuple(idle.shape), idle.dtype, kind, asked
 
+    @property
+    def num_recorded(self) -> int:
+        """Kinds of steps that were recorded, or found not to be recordable."""
+        return len(self._graphs)
+
     def look_again(self) -> None:
         """At the next step it is asked where the weights are, be the batch another or not."""
         self._slots = []
@@ -189,8 +194,7 @@ class _CudaCapture:
         current, aside = torch.cuda.current_stream(), self._aside
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
-            for _ in range(2):
-                step(given, asked)
+            step(given, asked)
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         # A recording that fails leaves its stream behind as the current one. Other threads may go on: a server's other

@@ -26,11 +26,13 @@ SECONDS = (
     "many_layer_seconds",
     "sequence_seconds",
     "prompt_seconds",
+    "reading_seconds",
     "context_seconds",
     "alone_seconds",
     "eager_layer_seconds",
 )
 FEWEST_SAMPLES = 12
+ODD = 0.1  # relative error from which on, at the least, a step counts less: as of one that another process held up
 WORTH = 0.97  # of the errors at most is left by what has to be worth it
 UNSEEN = 1e-4  # relative error a sample below which fits are alike
 PRIOR = 1e-7  # weight of the figures that a fit starts from, against the samples: they say what those leave open
@@ -87,7 +89,7 @@ def fit(
                 known = _solved(columns, taken, first)
                 fitted = model(known)
                 errors = sorted(abs(fitted.seconds(load) / seconds - 1) for load, seconds in samples)
-                limit = 3 * max(errors[len(errors) // 2], 1e-9)
+                limit = max(3 * errors[len(errors) // 2], ODD)
                 loss = sum(min(error, limit) for error in errors)
                 # Waiting for the host is an unknown more, and another overlap a turn: each has to be worth it.
                 loss = max(loss, unseen) / WORTH ** ((starting > 0) + (overlap != start.overlap))
@@ -120,7 +122,7 @@ def _columns(
     return [
         *(compute, memory, pairs, keys, work.element_bytes / bandwidth),
         *(layers * one, layers * few, layers * (not one and not few)),
-        *(load.sequences, load.prompts, far, load.alone, 0.0),
+        *(load.sequences, load.prompts, load.prompts > 0, far, load.alone, 0.0),
     ]
 
 
@@ -142,7 +144,7 @@ def _solved(columns: list[list[float]], seconds: list[float], start: Efficiency)
             np.concatenate([target * root, prior * (1 - least)]),
         )
         errors = np.abs(scaled @ above - target)
-        weights = np.minimum(1.0, max(1.5 * float(np.median(errors)), 1e-9) / np.maximum(errors, 1e-12))
+        weights = np.minimum(1.0, max(1.5 * float(np.median(errors)), ODD / 5) / np.maximum(errors, 1e-12))
     return _efficiency((above + least) * at_start, start)
 
 

@@ -12,8 +12,8 @@ other, so their seconds add up:
              the keys of a part take one after the other, layers * context_seconds
   elements   norms, rotations, gates, sums and logits, which multiply no matrices: bytes / (bandwidth * elements)
   starting   step_seconds + layers * layer_seconds (of one token; few_ or many_layer_seconds of more) + sequences *
-             sequence_seconds + prompts * prompt_seconds, and alone_seconds where the device had nothing to do before
-             (not in steps that wait for the host all the same, see below)
+             sequence_seconds + prompts * prompt_seconds; reading_seconds where there are prompts, and alone_seconds
+             where the device had nothing to do before (not in steps that wait for the host all the same, see below)
   sending    two all-reduces a layer between tensor-parallel devices, all-to-alls between expert-parallel ones
 
 On a GPU steps in which every sequence decodes are recorded and replayed, and those that read prompts, filled up to a
@@ -118,6 +118,7 @@ class Efficiency:
     eager_layer_seconds: float = 0.47e-3  # of the host to start a layer's kernels (measured: 14.2 ms for 30 layers)
     sequence_seconds: float = 2.5e-6  # of the host for a sequence's token (measured: 640 us for 256)
     prompt_seconds: float = 60e-6  # of the host for a sequence's part of a prompt
+    reading_seconds: float = 0.3e-3  # of the host for a step that reads prompts, as far as the device waits for it
     message_seconds: float = 8e-6  # of an exchange between devices, however short (cited: llm-analysis, NVLink)
 
     default: ClassVar[Efficiency]
@@ -148,7 +149,7 @@ def usual_efficiency(device: Device) -> Efficiency:
         return Efficiency(
             compute=1.0, memory=0.63, attention_compute=0.75, attention_memory=0.2, elements=1.0, overlap=0.0,
             layer_seconds=18e-6, few_layer_seconds=18e-6, many_layer_seconds=18e-6, context_seconds=0.0,
-            alone_seconds=0.0, prompt_seconds=0.0, eager_layer_seconds=0.0, sequence_seconds=10e-6,
+            alone_seconds=0.0, prompt_seconds=0.0, reading_seconds=0.0, eager_layer_seconds=0.0, sequence_seconds=10e-6,
         )  # fmt: skip
     return replace(
         Efficiency.default,
@@ -259,7 +260,7 @@ class StepModel:
         self._eager = share.step_seconds + config.num_layers * share.eager_layer_seconds
         self._recorded = is_recorded(config) and not is_processor(device)
         self._most_recorded = recorded_tokens(config) if self._recorded else 0
-        self._per_prompt = share.prompt_seconds
+        self._per_prompt, self._reading = share.prompt_seconds, share.reading_seconds
         self._per_sequence, self._both = share.sequence_seconds, 1 - share.overlap
         self._token_compute = self._flops * self._per_flop
         self._token_extra = self._element_bytes * self._per_element_byte + self._sent_bytes * self._per_sent_byte
@@ -290,7 +291,9 @@ class StepModel:
             total = self._fixed_many
         else:  # a mean may lie between one token and two
             total = self._fixed_one + min(max(tokens - 1, 0.0), 1.0) * (self._fixed_few - self._fixed_one)
-        total += sequences * self._per_sequence + load.prompts * self._per_prompt + tokens * self._token_extra
+        total += sequences * self._per_sequence + tokens * self._token_extra
+        if load.prompts:
+            total += load.prompts * self._per_prompt + self._reading
         memory = self._weight_seconds
         if self._experts:
             memory += self._expert_seconds * distinct_experts(self._experts, self._top_k, tokens * self._pooled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import threading
 from pathlib import Path
@@ -71,6 +72,8 @@ def serve(
             limits["max_num_batched_tokens"] = max(CPU_STEP_TOKENS, limits.get("max_num_seqs") or 0)
         llm = LLM(path, dtype, draft_model=draft_model, **limits)
         name = model_name or Path(path).resolve().name
+        gc.collect()
+        gc.freeze()  # what is there now stays: to look through it again and again would hold replies up
         server = make_server(create_app(llm.engine, name, max_waiting), listener, drain_seconds)
         server.run(sockets=[listener])
 
