@@ -6,8 +6,8 @@ In each round the engine's steps are timed over many shapes, a trace (requests w
 served, and steps are timed again; the planner's model of a step is fitted to them, and the trace simulated: percentiles
 of the time to the first token and of the time per token of both, beside each other. `--rate` defaults to the share
 `--load` of what the simulator says the machine can serve. `--workloads` of `gristmill bench serve` are served and
-simulated too, by the last fit. On a GPU all is served until no step has to be recorded as a graph any more, and counts
-the last time.
+simulated too, by the last fit. On a GPU all is served until no step has to be recorded as a graph any more, then three
+times, and of each percentile the median counts: a machine that others use too holds some steps up.
 Nothing else should run meanwhile.
 """
 
@@ -17,6 +17,8 @@ import argparse
 import gc
 import json
 import math
+import statistics
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from gristmill import hardware
 from gristmill.bench.model import versions
 from gristmill.bench.serve_load import Load as BenchLoad
 from gristmill.bench.serve_load import Target, engine_of, target, workload
-from gristmill.capacity.fleet import Result, simulate
+from gristmill.capacity.fleet import FleetSettings, Result, simulate
 from gristmill.capacity.measure import Sample, engine_fit, measured_steps
 from gristmill.capacity.replay import replay
 from gristmill.capacity.replica import Served
@@ -34,8 +36,10 @@ from gristmill.engine.engine import Engine
 from gristmill.plan.ceilings import EngineFit, kept
 from gristmill.plan.device import device as known_device
 from gristmill.plan.step_time import Efficiency, StepModel
+from gristmill.plan.step_time import Load as Decoding
 
-MOST_TURNS = 5  # of a trace that is served until nothing is recorded
+TURNS, MOST_TURNS = 3, 8  # of a trace: those that count, in which nothing is recorded, and all
+ONE_AFTER_ANOTHER, GAP_SECONDS = 7, 0.02  # requests of a workload of one, and what lies between them
 
 
 def main() -> None:
@@ -57,15 +61,14 @@ def main() -> None:
                 print(f"at most {most:.3g} requests a second can be served; {rate:.3g} are sent", flush=True)
                 replay(engine, at_once[:10], seed=-2001)
             arrivals = drawn(Traffic(rate, asked.requests, prompt, output), seed=number)
-            found = replay_warm(engine, arrivals, seed=number)
+            turns = replay_warm(engine, arrivals, seed=number)
             samples += measured_steps(engine, asked.seconds)
             fit, model = fitted(served, samples)
             print(
                 f"round {number + 1}: {fit.samples} steps, median error on those not seen {fit.error:.1%}", flush=True
             )
-            real = Result(found, max(one.last for one in found), 0.0, 0.0, 0, 0, 0.0, 0, 0)
-            simulated = simulate(arrivals, engine.config, model.seconds)
-            rounds.append({"fit": asdict(fit), "rows": beside(real, simulated)})
+            simulated = simulate(arrivals, engine.config, model.seconds, fleet_of(model))
+            rounds.append({"fit": asdict(fit), "rows": beside(turns, simulated)})
         batches = [compared(engine, load, model) for load in loads]
         report = {
             "workloads": batches,
@@ -82,27 +85,39 @@ def main() -> None:
         asked.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def replay_warm(engine: Engine, arrivals: list[Arrival], seed: int) -> list[Served]:
-    """The trace served for real; on a GPU as it is once all steps that it needs are recorded."""
+def replay_warm(engine: Engine, arrivals: list[Arrival], seed: int) -> list[list[Served]]:
+    """The trace served for real, each time with other prompts; on a GPU as it is once its steps are recorded."""
     gc.collect()
     gc.freeze()  # as a server does
     graphs = engine.runner.graphs
+    turns: list[list[Served]] = []
     for turn in range(MOST_TURNS):
-        known = graphs.num_recorded if graphs is not None else 0
+        known = 0 if graphs is None else graphs.num_recorded
         found = replay(engine, arrivals, seed=seed - 10_000 * turn)
-        if graphs is None or (turn and graphs.num_recorded == known):
-            return found
-    print(f"steps were still recorded in turn {MOST_TURNS}: {graphs.num_recorded - known}")
-    return found
+        if graphs is None:
+            return [found]
+        if turn and graphs.num_recorded == known:
+            turns.append(found)
+        if len(turns) == TURNS:
+            return turns
+    print(f"steps were recorded in {MOST_TURNS - len(turns)} of {MOST_TURNS} turns")
+    return turns or [found]
 
 
 def compared(engine: Engine, load: BenchLoad, model: StepModel) -> dict[str, object]:
-    """Requests of `gristmill bench serve`, all at once, beside their simulation."""
-    arrivals = [Arrival(0.0, prompt, output) for prompt, output in load.lengths]
-    found = replay_warm(engine, arrivals, seed=1001)
+    """Requests of `gristmill bench serve`, all at once, beside their simulation. A lone one is sent several times, one
+    after another, as one alone says little."""
+    times = ONE_AFTER_ANOTHER if len(load.lengths) == 1 else 1
+    apart = GAP_SECONDS + sum(output for _, output in load.lengths) * model.seconds(Decoding.decode(1, load.longest))
+    arrivals = [Arrival(apart * turn, prompt, output) for turn in range(times) for prompt, output in load.lengths]
+    turns = replay_warm(engine, arrivals, seed=1 + zlib.crc32(load.name.encode()))
     print(f"{load.name}:")
-    real = Result(found, max(one.last for one in found), 0.0, 0.0, 0, 0, 0.0, 0, 0)
-    return {"workload": load.name, "rows": beside(real, simulate(arrivals, engine.config, model.seconds))}
+    simulated = simulate(arrivals, engine.config, model.seconds, fleet_of(model))
+    return {"workload": load.name, "rows": beside(turns, simulated)}
+
+
+def fleet_of(model: StepModel) -> FleetSettings:
+    return FleetSettings(read_seconds=model.efficiency.read_seconds)
 
 
 def fitted(served: Target, samples: list[Sample]) -> tuple[EngineFit, StepModel]:
@@ -114,16 +129,19 @@ def fitted(served: Target, samples: list[Sample]) -> tuple[EngineFit, StepModel]
     return fit, StepModel(config, here, weight_bits=bits, kv_bits=bits, head_bits=bits, efficiency=efficiency)
 
 
-def beside(real: Result, simulated: Result) -> list[dict[str, float | str | int]]:
+def beside(turns: list[list[Served]], simulated: Result) -> list[dict[str, float | str | int]]:
     """A row for each percentile of both, printed."""
     rows: list[dict[str, float | str | int]] = []
-    both = summary(real), summary(simulated)
+    real = [summary(Result(one, max(served.last for served in one), 0.0, 0.0, 0, 0, 0.0, 0, 0)) for one in turns]
+    foretold = summary(simulated)
     for name in ("ttft", "tpot", "end_to_end"):
         for percent in PERCENTILES:
-            served, said = (getattr(one, name)[percent] for one in both)
+            each, said = [getattr(one, name)[percent] for one in real], getattr(foretold, name)[percent]
+            served, least, most = statistics.median(each), min(each), max(each)
             if math.isnan(served):  # replies of one token have no time per token
                 continue
-            rows.append({"figure": name, "percentile": percent, "served": served, "simulated": said})
+            row = {"served": served, "lowest": least, "highest": most, "simulated": said}
+            rows.append({"figure": name, "percentile": percent, **row})
             off = f"{said / served - 1:+.1%}"
             print(f"{name} p{percent}: served {1e3 * served:.2f} ms, simulated {1e3 * said:.2f} ms, {off}")
     return rows

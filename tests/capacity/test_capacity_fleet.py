@@ -47,6 +47,24 @@ def test_requests_that_come_together_share_every_step():
 
 
 @pytest.mark.parametrize("run_ahead", [0, 1])
+def test_tokens_are_handed_out_some_time_after_their_step(run_ahead):
+    arrivals, late = [Arrival(0.0, 4, 5), Arrival(20.0, 4, 3)], FleetSettings(read_seconds=0.25)
+    waits = 1 if run_ahead else 1.25  # where nothing is launched ahead the device waits until the last one is read
+    for served in simulate(arrivals, config_of(run_ahead=run_ahead), one_second, late).served:
+        assert served.first == served.arrival.seconds + 1.25
+        assert served.last == served.first + (served.arrival.output_tokens - 1) * waits
+
+
+def test_a_step_knows_how_long_the_device_is_busy_when_it_is_planned():
+    loads = []
+    arrivals = [Arrival(0.0, 4, 6)]
+    simulate(arrivals, config_of(run_ahead=1), lambda load: loads.append(load) or 1.0, FleetSettings(read_seconds=0.25))
+    # The second is planned with the first, each later one when the one before the last has been read.
+    assert [load.busy for load in loads] == [0, 1, *[0.75] * 4]
+    assert [load.alone for load in loads] == [True, *[False] * 5]
+
+
+@pytest.mark.parametrize("run_ahead", [0, 1])
 @pytest.mark.parametrize("seed", range(4))
 def test_steps_are_those_of_the_real_engine(run_ahead, seed, tmp_path, monkeypatch):
     """Both are given the same requests before the same steps; a simulated step takes a second."""
@@ -193,6 +211,7 @@ def test_what_a_step_computes_is_added_up():
         ({"settings": FleetSettings(replicas=0)}, "replicas must be at least 1, not 0"),
         ({"settings": FleetSettings(router="random")}, "router 'random' is not known"),
         ({"settings": FleetSettings(overhead_seconds=math.nan)}, "overhead_seconds"),
+        ({"settings": FleetSettings(read_seconds=-1)}, "read_seconds must be 0 or more, not -1"),
         ({"settings": FleetSettings(autoscaling=Autoscaling(target=0))}, "target"),
         ({"settings": FleetSettings(autoscaling=Autoscaling(target=1, least=3, most=2))}, "from 3 to 2"),
         ({"settings": FleetSettings(autoscaling=Autoscaling(target=1, look_seconds=0))}, "look_seconds"),

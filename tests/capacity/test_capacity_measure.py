@@ -7,7 +7,7 @@ import pytest
 from engine_fixtures import make_model, make_tokenizer
 
 from gristmill.capacity.fleet import simulate
-from gristmill.capacity.measure import Shape, engine_fit, measured_steps, noted, shapes, timed
+from gristmill.capacity.measure import Sample, Shape, engine_fit, measured_steps, noted, shapes, timed
 from gristmill.capacity.replay import replay
 from gristmill.capacity.traffic import Arrival, Lengths, Traffic, drawn
 from gristmill.engine.config import EngineConfig
@@ -43,19 +43,42 @@ class Clock:
 def test_each_step_has_its_own_time(engine_of, run_ahead):
     engine = engine_of(run_ahead=run_ahead)
     samples = timed(engine, Shape(1, 20, 4), random.Random(0), Clock())
-    assert [load.tokens for load, _ in samples] == [16, 4, 1, 1, 1]
-    assert [load.logits for load, _ in samples] == [0, 1, 1, 1, 1]
-    assert all(taken >= 1 for _, taken in samples)
+    assert [load.tokens for load, *_ in samples] == [16, 4, 1, 1, 1]
+    assert [load.logits for load, *_ in samples] == [0, 1, 1, 1, 1]
+    assert all(taken >= 1 for _, taken, _ in samples)
     looks = 2 * len(samples) + 1 + 2 * run_ahead  # one a schedule (also the empty ones), one a read
-    assert sum(taken for _, taken in samples) <= looks + len(samples)
+    assert sum(taken for _, taken, _ in samples) <= looks + len(samples)
     assert engine.scheduler.schedule.__func__ is Scheduler.schedule
 
 
 @pytest.mark.parametrize("run_ahead", [0, 1])
 def test_steps_know_whether_the_device_waited_for_them_and_read_prompts(engine_of, run_ahead):
     samples = timed(engine_of(run_ahead=run_ahead), Shape(1, 20, 4), random.Random(0))
-    assert [load.alone for load, _ in samples] == [True, *[run_ahead == 0] * 4]
-    assert [load.prompts for load, _ in samples] == [1, 1, 0, 0, 0]
+    assert [load.alone for load, *_ in samples] == [True, *[run_ahead == 0] * 4]
+    assert [load.prompts for load, *_ in samples] == [1, 1, 0, 0, 0]
+
+
+def test_on_a_gpu_a_step_ends_when_the_device_is_done_with_it(engine_of, monkeypatch):
+    """A made-up device takes a hundred seconds a step; the host, a second at each look at the clock, is far ahead."""
+    free = 0.0
+
+    def marks(device, clock):
+        def mark():
+            nonlocal free
+            ended = free = max(clock.now, free) + 100
+            return lambda: ended
+
+        return mark
+
+    monkeypatch.setattr("gristmill.capacity.measure.device_marks", marks)
+    engine, clock = engine_of(run_ahead=1), Clock()
+    first, *others = timed(engine, Shape(1, 20, 4), random.Random(0), clock)
+    assert first.load.alone
+    assert first.load.busy == 0
+    assert 101 <= first.seconds <= 103  # from when the request came
+    assert [sample.seconds for sample in others] == [100] * 4
+    assert all(90 < sample.load.busy < 400 for sample in others)
+    assert all(sample.read == 0 for sample in others)  # this host does not wait for the device
 
 
 @pytest.mark.parametrize(("run_ahead", "missing"), [(0, [2]), (1, [1, 2])])
@@ -71,7 +94,7 @@ def test_a_step_that_was_recorded_is_no_sample_nor_is_the_one_it_delayed(engine_
     engine.runner.launch = recording
     samples = timed(engine, Shape(1, 20, 5), random.Random(0))
     cached = [16, 20, 21, 22, 23, 24]
-    assert [load.cached for load, _ in samples] == [at for number, at in enumerate(cached) if number not in missing]
+    assert [load.cached for load, *_ in samples] == [at for number, at in enumerate(cached) if number not in missing]
 
 
 @pytest.mark.parametrize("run_ahead", [0, 1])
@@ -86,7 +109,7 @@ def test_the_simulator_counts_steps_as_the_engine_does(engine_of, run_ahead):
         while engine.has_work:
             engine.step()
             steps.read()
-    planned = [load for load, _ in steps.samples]
+    planned = [load for load, *_ in steps.samples]
     assert planned == simulated
     assert {load.alone for load in planned} == ({True} if run_ahead == 0 else {True, False})
     assert any(load.prompts > 1 for load in planned)
@@ -94,19 +117,19 @@ def test_the_simulator_counts_steps_as_the_engine_does(engine_of, run_ahead):
 
 def test_others_follow_and_their_prompts_share_a_step_with_replies(engine_of):
     samples = timed(engine_of(), Shape(3, 8, 8, more=5), random.Random(0))
-    mixed = [load for load, _ in samples if load.sequences > 1 and load.tokens > load.sequences]
+    mixed = [load for load, *_ in samples if load.sequences > 1 and load.tokens > load.sequences]
     assert len(mixed) >= 3
-    assert sum(load.logits for load, _ in samples) >= 8 * 4  # eight requests, each at least half of eight tokens
-    contexts = {load.cached / load.sequences for load, _ in samples if load.tokens == load.sequences > 1}
+    assert sum(load.logits for load, *_ in samples) >= 8 * 4  # eight requests, each at least half of eight tokens
+    contexts = {load.cached / load.sequences for load, *_ in samples if load.tokens == load.sequences > 1}
     assert len(contexts) > 5
 
 
 def test_shapes_span_the_limits_and_fit_them(engine_of):
-    found = shapes(64, 4, 160)
+    found = shapes(64, 4, 280)
     assert {shape.count for shape in found if shape.output > 1} >= {1, 2, 4}
     assert max(shape.prompt for shape in found) == 63
     assert all(shape.prompt + shape.output <= 64 for shape in found)
-    assert all(shape.count * (shape.prompt + shape.output) <= 160 for shape in found)
+    assert all(shape.count * (shape.prompt + shape.output) <= 280 for shape in found)
     assert [shape.tokens for shape in found] == sorted(shape.tokens for shape in found)
     engine = engine_of(num_blocks=20)
     assert len(measured_steps(engine, seconds=30.0)) > 40
@@ -117,7 +140,7 @@ def test_an_engine_that_keeps_to_a_model_is_found_to_do_so(engine_of):
     config = make_model().config
     here = Device("cpu", "a processor", 8e9, 1e10, {"fp32": 1e11}, label="measured")
     truth = StepModel(config, here, weight_bits=32, kv_bits=32, head_bits=32, efficiency=Efficiency(compute=0.4))
-    samples = [(load, truth.seconds(load)) for load, _ in measured_steps(engine_of(), seconds=30.0)]
+    samples = [Sample(load, truth.seconds(load)) for load, *_ in measured_steps(engine_of(), seconds=30.0)]
     found = engine_fit(samples, config, here, "small", "float32", 32)
     assert found.error < 0.02
     assert found.samples == len(samples)
@@ -130,12 +153,12 @@ def test_slow_steps_count_in_what_an_engine_takes_in_all(engine_of):
     config = make_model().config
     here = Device("cpu", "a processor", 8e9, 1e10, {"fp32": 1e11}, label="measured")
     truth = StepModel(config, here, weight_bits=32, kv_bits=32, head_bits=32, efficiency=Efficiency(compute=0.4))
-    loads = [load for load, _ in measured_steps(engine_of(), seconds=30.0)]
-    samples = [(load, truth.seconds(load) * (3 if number % 5 == 0 else 1)) for number, load in enumerate(loads)]
-    stalled = [*samples, *((load, 40 * truth.seconds(load)) for load in loads[:3])]
+    loads = [load for load, *_ in measured_steps(engine_of(), seconds=30.0)]
+    samples = [Sample(load, truth.seconds(load) * (3 if number % 5 == 0 else 1)) for number, load in enumerate(loads)]
+    stalled = [*samples, *(Sample(load, 40 * truth.seconds(load)) for load in loads[:3])]
     found = Efficiency(**engine_fit(stalled, config, here, "small", "float32", 32).efficiency)
     model = StepModel(config, here, weight_bits=32, kv_bits=32, head_bits=32, efficiency=found)
-    assert sum(model.seconds(load) for load in loads) == pytest.approx(sum(taken for _, taken in samples), rel=1e-3)
+    assert sum(model.seconds(load) for load in loads) == pytest.approx(sum(taken for _, taken, _ in samples), rel=1e-3)
 
 
 def test_when_time_is_over_the_rest_is_said_to_be_left_out(engine_of):

@@ -23,6 +23,7 @@ from gristmill.plan.gpus import (
 )
 from gristmill.plan.layouts import Layout
 from gristmill.plan.serving import Server, Traffic, serving_estimate
+from gristmill.plan.step_time import Load
 
 LLAMA = preset("llama-3-8b")
 TRAFFIC = Traffic(1024, 256)
@@ -195,7 +196,9 @@ def test_a_processor_has_no_context_to_leave_room_for():
 def test_the_share_of_prompts_in_time():
     server = Server(LLAMA, H100, Layout(), TRAFFIC)
     alone = server.at(1)
-    reading = alone.ttft_seconds - server.model.efficiency.alone_seconds  # the device idles before
+    known = server.model.efficiency
+    host = known.alone_seconds + known.host_seconds(Load.prefill(TRAFFIC.prompt_tokens))  # the device idles meanwhile
+    reading = alone.ttft_seconds - host
     assert prompt_time_share(alone, TRAFFIC) == pytest.approx(reading * alone.requests_per_s, rel=0.02)
     shares = [prompt_time_share(server.at(number), TRAFFIC) for number in (1, 16, 128, 256)]
     assert shares == sorted(shares)

@@ -83,18 +83,21 @@ def test_quantized_weights_are_fewer_bytes_and_as_many_flops():
 
 
 def loads():
-    def made(draw_tokens, sequences, context, prompts, alone):
-        logits = min(sequences, draw_tokens)
-        return Load(draw_tokens, sequences, logits, draw_tokens * context, sequences * context, prompts, alone)
+    def made(draw_tokens, sequences, context, prompts, alone, busy):
+        logits, pairs = min(sequences, draw_tokens), draw_tokens * context
+        return Load(draw_tokens, sequences, logits, pairs, sequences * context, prompts, alone, busy)
 
     few_or_many = st.integers(1, 20) | st.integers(1, 5000)
-    return st.builds(made, few_or_many, st.integers(1, 300), st.integers(1, 9000), st.integers(0, 9), st.booleans())
+    busy = st.sampled_from([0.0, 5e-6, 1e-3, math.inf])
+    return st.builds(
+        made, few_or_many, st.integers(1, 300), st.integers(1, 9000), st.integers(0, 9), st.booleans(), busy
+    )
 
 
 @given(
     st.sampled_from(["llama-3-8b", "gemma-2-2b", "mixtral-8x7b", "smollm2-135m"]),
     loads(),
-    st.lists(st.floats(0.05, 1.0), min_size=13, max_size=13),
+    st.lists(st.floats(0.05, 1.0), min_size=len(SHARES) + len(SECONDS) - 1, max_size=len(SHARES) + len(SECONDS) - 1),
     st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_a_fits_columns_are_what_a_step_takes(name, load, drawn, overlap):
@@ -110,7 +113,26 @@ def test_a_fits_columns_are_what_a_step_takes(name, load, drawn, overlap):
     peak, bandwidth = H100.peak(model.precision), H100.memory_bandwidth
     columns = _columns(model.work(load), model.filled_up(load), load, config.num_layers, peak, bandwidth, known)
     taken = known.step_seconds + sum(map(operator.mul, columns, _unknowns(known)))
+    if known.host_seconds(load) > load.hidden:
+        taken -= load.hidden
     assert taken == pytest.approx(model.seconds(load), rel=1e-6)
+
+
+def test_the_host_prepares_prompts_while_the_device_is_busy():
+    model = StepModel(preset("qwen3-0.6b"), H100)
+    load = Load.prefill(500) + Load.decode(10, 300)
+    ready, host = model.seconds(load), model.efficiency.host_seconds(load)
+    known = model.efficiency
+    assert host == pytest.approx(known.reading_seconds + known.prompt_seconds + 500 * known.prompt_token_seconds)
+    assert model.seconds(replace(load, busy=0.0)) == pytest.approx(ready + host)
+    assert model.seconds(replace(load, busy=host / 4)) == pytest.approx(ready + 3 / 4 * host)
+    assert model.seconds(replace(load, busy=2 * host)) == ready
+    assert model.seconds(replace(load, busy=2 * host, alone=True)) == pytest.approx(ready + host + known.alone_seconds)
+    decoding = Load.decode(10, 300)
+    assert model.seconds(replace(decoding, busy=0.0)) == model.seconds(decoding)
+    large = Load.prefill(2000)
+    eager = StepModel(LLAMA, H100, efficiency=replace(known, eager_layer_seconds=10e-3, reading_seconds=0.0))
+    assert eager.seconds(replace(large, busy=5e-3)) == pytest.approx(eager.seconds(large) - 5e-3)
 
 
 def test_a_mean_between_one_token_and_two_lies_between_their_seconds():
@@ -123,22 +145,26 @@ def test_a_mean_between_one_token_and_two_lies_between_their_seconds():
 def test_seconds_are_the_sum_of_the_kinds_of_work(config, load, bits):
     known = Efficiency(0.6, 0.8, 0.3, 0.5, 0.7, step_seconds=1e-5, layer_seconds=1e-6, few_layer_seconds=3e-6,
                        many_layer_seconds=2e-6, context_seconds=5e-6, alone_seconds=7e-6, prompt_seconds=4e-6,
-                       reading_seconds=9e-6, eager_layer_seconds=3e-5, sequence_seconds=2e-6)  # fmt: skip
+                       reading_seconds=9e-6, prompt_token_seconds=1e-8, eager_layer_seconds=3e-5,
+                       sequence_seconds=2e-6)  # fmt: skip
     model = StepModel(config, H100, weight_bits=bits, efficiency=known)
     work, peak, bandwidth = model.work(load), H100.peak(model.precision), H100.memory_bandwidth
     rows = load.tokens
     if load.logits <= load.sequences < load.tokens and model.replayed(load):
         rows = recorded_size(load.tokens)
     layer = 1e-6 if rows == 1 else 3e-6 if rows <= 16 else 2e-6
-    expected = 1e-5 + config.num_layers * layer + load.sequences * 2e-6 + load.prompts * 4e-6 + load.alone * 7e-6
-    expected += 9e-6 * (load.prompts > 0)
+    expected = 1e-5 + config.num_layers * layer + load.sequences * 2e-6 + load.alone * 7e-6
+    busy = 0.0 if load.alone else load.busy
+    if load.prompts:
+        host = 9e-6 + load.prompts * 4e-6 + (load.tokens - load.sequences + load.prompts) * 1e-8
+        expected += max(host - busy, 0)
     expected += max(work.flops / peak / 0.6, work.weight_bytes / bandwidth / 0.8)
     expected += max(work.head_flops / peak / 0.6, work.head_bytes / bandwidth / 0.8)
     far = config.num_layers * 5e-6 * min(load.cached / load.sequences, 512) / 512
     expected += max(work.attention_flops / peak / 0.3, work.kv_bytes / bandwidth / 0.5, far)
     expected += work.element_bytes / bandwidth / 0.7
     if not model.replayed(load):
-        expected = max(expected, 1e-5 + config.num_layers * 3e-5)
+        expected = max(expected, 1e-5 + config.num_layers * 3e-5 - (busy if busy < math.inf else 0))
     assert model.seconds(load) == pytest.approx(expected)
 
 
@@ -238,6 +264,26 @@ def test_a_fit_finds_a_made_up_device_again(on, bits, config, true, shown, seed)
     assert max(errors) < 0.05
     for name in shown:  # of what is a small part of such a model's steps the noise leaves little to see
         assert getattr(found, name) == pytest.approx(getattr(true, name), rel=0.06), name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fit_finds_what_the_host_takes_for_prompts(seed):
+    """Steps are planned while the device is busy for some time, or idle."""
+    true = Efficiency(alone_seconds=0.4e-3, reading_seconds=1.8e-3, prompt_seconds=150e-6, prompt_token_seconds=0.5e-6)
+    config, draw = preset("smollm2-135m"), random.Random(seed)
+    model = StepModel(config, H100, efficiency=true)
+    samples = []
+    for load, _ in made_steps(model, 300, 0, seed):
+        for _ in range(draw.choice([0, 0, 4, 30]) if load.prompts else 0):
+            load = load + Load.prefill(draw.choice([16, 100]))
+        busy = draw.choice([0.0, 0.3e-3, 1e-3, 3e-3, 20e-3])
+        load = replace(load, busy=busy, alone=busy == 0)
+        samples.append((load, model.seconds(load) * draw.gauss(1, 0.01)))
+    found = fit(samples, config, H100)
+    for name in ("alone_seconds", "reading_seconds", "prompt_seconds", "prompt_token_seconds"):
+        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=0.15, abs=1e-7), name
+    fitted = StepModel(config, H100, efficiency=found)
+    assert max(abs(fitted.seconds(load) / model.seconds(load) - 1) for load, _ in samples) < 0.06
 
 
 def test_a_fit_without_noise_says_what_the_device_takes():

@@ -95,8 +95,9 @@ def plan_fleet(config: ModelConfig, device: Device, arrivals: Sequence[Arrival],
     bits, cache_bits = weight_bits(fleet.weights), kv_bits(fleet.kv, config)
     memory = serving_memory(config, device, fleet.layout, bits, cache_bits, fleet.utilization)
     engine = engine_config(config, device, memory, arrivals, fleet)
-    seconds = StepModel(config, device, fleet.layout, bits, cache_bits, fleet.efficiency).seconds
-    fixed = FleetSettings(fleet.replicas or 1, fleet.router, fleet.overhead_seconds)
+    model = StepModel(config, device, fleet.layout, bits, cache_bits, fleet.efficiency)
+    seconds, read_seconds = model.seconds, model.efficiency.read_seconds
+    fixed = FleetSettings(fleet.replicas or 1, fleet.router, fleet.overhead_seconds, read_seconds)
     if fleet.replicas is None:
         result, count, tried = fewest(arrivals, engine, seconds, fixed, fleet)
     else:

@@ -55,19 +55,22 @@ class Autoscaling:
 @dataclass(frozen=True)
 class FleetSettings:
     """`replicas` engines of one kind. `overhead_seconds` pass before a request reaches one: network, parsing, tokens.
-    `autoscaling`: `replicas` is then the number at the beginning."""
+    `read_seconds`: from a step's end until its tokens are handed out. `autoscaling`: `replicas` is then the number at
+    the beginning."""
 
     replicas: int = 1
     router: Router = "least-loaded"
     overhead_seconds: float = 0.0
+    read_seconds: float = 0.0
     autoscaling: Autoscaling | None = None
 
     def check(self) -> None:
         """GristmillError for what cannot be."""
         if self.router not in get_args(Router):
             raise GristmillError(f"router {self.router!r} is not known; known are {', '.join(get_args(Router))}")
-        if not 0 <= self.overhead_seconds < math.inf:
-            raise GristmillError(f"overhead_seconds must be 0 or more, not {self.overhead_seconds:g}")
+        for name in ("overhead_seconds", "read_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise GristmillError(f"{name} must be 0 or more, not {getattr(self, name):g}")
         if self.autoscaling is not None:
             self.autoscaling.check()
         if self.replicas < (1 if self.autoscaling is None else 0):
@@ -204,7 +207,7 @@ class _Fleet:
     # How many there are.
 
     def _new(self, now: float) -> Replica:
-        replica = Replica(len(self._replicas), self.config, self.seconds)
+        replica = Replica(len(self._replicas), self.config, self.seconds, self.settings.read_seconds)
         self._replicas.append(replica)
         self._paid[replica.number] = now
         self._note(now)

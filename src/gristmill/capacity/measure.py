@@ -1,20 +1,21 @@
 """What steps of the engine take on this machine: samples for `plan.step_fit.fit`, which models a device by them.
 
 The engine is driven as it is, with made-up ids; each step's load is added up as the simulator does it, and its time is
-that from the end of the step before, or from its own launch where nothing was under way. On a GPU a step ends when the
-device is done with it: the host may read it later, while it launches the next one, or not wait for it at all.
+that from the end of the step before, or from when the host began with it where nothing was under way. On a GPU a step
+ends when the device is done with it: the host may read it later, while it launches the next one, or not wait for it.
 """
 
 from __future__ import annotations
 
 import datetime
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..plan.ceilings import EngineFit
 from ..plan.step_time import Load
@@ -24,17 +25,23 @@ if TYPE_CHECKING:
     import torch
 
     from ..engine.engine import Engine
+    from ..engine.request import Request
     from ..engine.runner import Launched
     from ..engine.scheduler import Step
     from ..model.config import ModelConfig
     from ..plan.device import Device
     from ..plan.step_time import Efficiency
 
-Sample = tuple[Load, float]
-OUTPUT = 12  # tokens of the replies that decoding is measured by
+OUTPUT = 24  # tokens of the replies that decoding is measured by
 HELD_UP = 5  # times as long as usual: what took longer was not the engine's work
 MOST_OF_REST = 4  # a large shape takes a quarter of the time that is left at most
 WARM_UP = 2  # tokens of the first reply, which is thrown away
+
+
+class Sample(NamedTuple):
+    load: Load
+    seconds: float
+    read: float | None = None  # seconds after which the host had read it; None: it is what ended the step
 
 
 @dataclass(frozen=True)
@@ -150,8 +157,15 @@ class Steps:
         self._clock, self._mark = clock, mark
         self._under_way: deque[_Noted] = deque()
         self._read: list[_Noted] = []
+        self._asked: float | None = None
+
+    def asked(self) -> None:
+        """A request comes: to take it in is the first that the host does for the next step."""
+        if self._asked is None:
+            self._asked = self._clock()
 
     def planned(self, step: Step, began: float) -> None:
+        began, self._asked = began if self._asked is None else self._asked, None
         self._under_way.append(_Noted(load_of(step, alone=not self._under_way), began))
 
     def launched(self, recorded: bool) -> None:
@@ -172,11 +186,14 @@ class Steps:
     @property
     def samples(self) -> list[Sample]:
         """Of the steps read so far."""
-        found, ended = [], -1.0
+        found: list[Sample] = []
+        ended = -math.inf
         for one in self._read:
-            began, ended = max(one.began, ended), one.read if one.done is None else one.done()
+            busy = max(ended - one.began, 0.0)
+            began, ended = one.began + busy, one.read if one.done is None else one.done()
             if not one.delayed:
-                found.append((one.load, ended - began))
+                read = None if one.done is None else max(one.read - ended, 0.0)
+                found.append(Sample(replace(one.load, busy=busy), ended - began, read))
         return found
 
 
@@ -208,10 +225,14 @@ def device_marks(device: torch.device, clock: Callable[[], float]) -> Callable[[
 
 @contextmanager
 def noted(engine: Engine, clock: Callable[[], float]) -> Iterator[Steps]:
-    """Note what the engine's scheduler plans and its runner launches, as long as this lasts."""
+    """Note what the engine is asked for, its scheduler plans and its runner launches, as long as this lasts."""
     scheduler, runner = engine.scheduler, engine.runner
     steps = Steps(clock, device_marks(runner.device, clock))
-    schedule, launch = scheduler.schedule, runner.launch
+    add_request, schedule, launch = engine.add_request, scheduler.schedule, runner.launch
+
+    def adding(*asked: Any, **how: Any) -> Request:
+        steps.asked()
+        return add_request(*asked, **how)
 
     def noting() -> Step | None:
         began = clock()
@@ -225,12 +246,13 @@ def noted(engine: Engine, clock: Callable[[], float]) -> Iterator[Steps]:
         steps.launched(launched.recorded)
         return launched
 
+    engine.add_request = adding  # type: ignore[method-assign]
     scheduler.schedule = noting  # type: ignore[method-assign]
     runner.launch = launching  # type: ignore[assignment, method-assign]
     try:
         yield steps
     finally:
-        del scheduler.schedule, runner.launch  # the classes' own again
+        del engine.add_request, scheduler.schedule, runner.launch  # the classes' own again
 
 
 def engine_fit(
@@ -247,10 +269,13 @@ def engine_fit(
     def fitted(some: Sequence[Sample]) -> Efficiency:
         # A fit stands in the middle of the steps; a reply waits for all of them, the slow ones too. Not for those that
         # something else held up.
-        found = fit(some, config, on, weight_bits=bits, kv_bits=bits, head_bits=bits)
+        steps = [(sample.load, sample.seconds) for sample in some]
+        found = fit(steps, config, on, weight_bits=bits, kv_bits=bits, head_bits=bits)
         seconds = model(found).seconds
-        waited = [(load, taken) for load, taken in some if taken <= HELD_UP * seconds(load)] or some
-        return slowed(found, sum(taken for _, taken in waited) / sum(seconds(load) for load, _ in waited))
+        waited = [(load, taken) for load, taken in steps if taken <= HELD_UP * seconds(load)] or steps
+        found = slowed(found, sum(taken for _, taken in waited) / sum(seconds(load) for load, _ in waited))
+        read = sorted(sample.read for sample in some if sample.read is not None)
+        return replace(found, read_seconds=read[len(read) // 2]) if read else found
 
     error = median_error(samples[1::2], model(fitted(samples[::2])).seconds)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -268,5 +293,5 @@ def slowed(efficiency: Efficiency, factor: float) -> Efficiency:
 
 def median_error(samples: Sequence[Sample], seconds: Callable[[Load], float]) -> float:
     """The median of |predicted / measured - 1|."""
-    errors = sorted(abs(seconds(load) / taken - 1) for load, taken in samples)
+    errors = sorted(abs(seconds(load) / taken - 1) for load, taken, _ in samples)
     return errors[len(errors) // 2]

@@ -7,6 +7,7 @@ handed to a model of the device (plan/step_time.py), and tokens are numbers that
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class Replica:
     number: int
     config: EngineConfig
     seconds: Seconds
+    read_seconds: float = 0.0  # from a step's end until its tokens are handed out
     busy_seconds: float = 0.0
     steps: int = 0
     preemptions: int = 0
@@ -86,6 +88,7 @@ class Replica:
         ended = []
         if self._under_way and self._under_way[0][1] <= now:
             step, _ = self._under_way.popleft()
+            now += self.read_seconds
             ended = self._read(step, now)
             self.scheduler.done(step)
         for served in self.inbox:
@@ -111,7 +114,7 @@ class Replica:
 
     def _launch(self, step: Step, now: float) -> None:
         start = max(now, self._free_at)
-        took = self.seconds(load_of(step, alone=not self._under_way))
+        took = self.seconds(load_of(step, not self._under_way, start - now))
         self._free_at = start + took
         self.busy_seconds += took
         self.steps += 1
@@ -149,13 +152,13 @@ class Replica:
         return ended
 
 
-def load_of(step: Step, alone: bool = False) -> Load:
-    """What a step computes; `alone`: nothing was under way when it was planned."""
+def load_of(step: Step, alone: bool = False, busy: float = math.inf) -> Load:
+    """What a step computes; `alone`: nothing was under way when it was planned; `busy`: the device was, for so long."""
     chunks = step.chunks
     if step.decode_only:
         count = len(chunks)
         context = sum([chunk.start for chunk in chunks]) + count
-        return Load(count, count, count, context, context, alone=alone)
+        return Load(count, count, count, context, context, alone=alone, busy=busy)
     tokens = logits = pairs = cached = prompts = 0
     for _, start, count, samples, drafts in chunks:
         tokens += count
@@ -163,4 +166,4 @@ def load_of(step: Step, alone: bool = False) -> Load:
         pairs += count * start + count * (count + 1) // 2
         cached += start + count
         prompts += count > 1 + len(drafts)
-    return Load(tokens, len(chunks), logits, pairs, cached, prompts, alone)
+    return Load(tokens, len(chunks), logits, pairs, cached, prompts, alone, busy)

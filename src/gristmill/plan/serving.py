@@ -355,7 +355,7 @@ class _Steps:
         """With so many whole prompts; a part of one is that share of the steps with one."""
         if prompts < 1:
             return self.plain + prompts * (self._with(1) - self.plain)
-        return self.model.seconds(self.replies + _times(self._one, prompts))
+        return self.model.seconds(replace(self.replies + _times(self._one, prompts), busy=self.plain))
 
 
 def _latency(state: _State, traffic: Traffic) -> float:
@@ -376,7 +376,10 @@ def _prompts_alone(model: StepModel, traffic: Traffic, running: float) -> _State
 def _first_alone(model: StepModel, traffic: Traffic, running: float) -> float:
     """What a request's first step takes longer where no other request keeps the device busy. Without steps ahead every
     step waits for the host, and its load says so."""
-    return model.efficiency.alone_seconds * max(2 - running, 0.0) if traffic.run_ahead else 0.0
+    if not traffic.run_ahead:
+        return 0.0
+    known, first = model.efficiency, _prompts(traffic, min(traffic.new_prompt_tokens, traffic.step_tokens))
+    return (known.alone_seconds + known.host_seconds(first)) * max(2 - running, 0.0)
 
 
 def _prompts(traffic: Traffic, tokens: int, start: int = 0, last: bool = True) -> Load:
@@ -392,7 +395,7 @@ def _decoding(sequences: float, context: float, traffic: Traffic) -> Load:
 def _times(load: Load, count: float) -> Load:
     tokens, sequences, logits = count * load.tokens, count * load.sequences, count * load.logits
     pairs, cached, prompts = count * load.pairs, count * load.cached, count * load.prompts
-    return Load(tokens, sequences, logits, pairs, cached, prompts, load.alone)  # type: ignore[arg-type]
+    return Load(tokens, sequences, logits, pairs, cached, prompts, load.alone, load.busy)  # type: ignore[arg-type]
 
 
 def _parts(traffic: Traffic, decoding: float) -> int:
@@ -405,13 +408,14 @@ def _prompt_seconds(model: StepModel, traffic: Traffic, decoding: float) -> floa
     parts, new = _parts(traffic, decoding), traffic.new_prompt_tokens
     context, _ = held_tokens(traffic.prompt_tokens, traffic.output_tokens, traffic.length_spread)
     replies = _decoding(decoding, context, traffic)
+    plain = model.seconds(replies) if decoding else 0.0
     shown = min(parts, MOST_PARTS)
     total = 0.0
     for number in range(shown):
         part = number if shown == parts else int((number + 0.5) * parts / shown)
         start, end = part * new // parts, (part + 1) * new // parts
         load = _prompts(traffic, end - start, start, last=part == parts - 1)
-        total += model.seconds(load + replies if decoding else load)
+        total += model.seconds(replace(load + replies, busy=plain) if decoding else load)
     return total * parts / shown
 
 

@@ -27,6 +27,7 @@ SECONDS = (
     "sequence_seconds",
     "prompt_seconds",
     "reading_seconds",
+    "prompt_token_seconds",
     "context_seconds",
     "alone_seconds",
     "eager_layer_seconds",
@@ -80,13 +81,16 @@ def fit(
                 seen.add(known)
                 device_only = model(replace(known, eager_layer_seconds=0.0))
                 host = known.step_seconds + layers * known.eager_layer_seconds
-                columns = [
-                    [0.0] * (len(SHARES) + len(SECONDS) - 1) + [layers]
-                    if by_host and device_only.seconds(load) < host
-                    else _columns(work, filled, load, layers, peak, bandwidth, known)
-                    for work, filled, by_host, (load, _) in zip(works, rows, eager, samples, strict=True)
-                ]
-                known = _solved(columns, taken, first)
+                columns, hidden = [], []
+                for work, filled, by_host, (load, _) in zip(works, rows, eager, samples, strict=True):
+                    waits = load.hidden if load.hidden < math.inf else 0.0
+                    if by_host and device_only.seconds(load) < host - waits:
+                        columns.append([0.0] * (len(SHARES) + len(SECONDS) - 1) + [layers])
+                    else:
+                        columns.append(_columns(work, filled, load, layers, peak, bandwidth, known))
+                        waits = waits if known.host_seconds(load) > load.hidden else 0.0
+                    hidden.append(waits)
+                known = _solved(columns, taken, hidden, first)
                 fitted = model(known)
                 errors = sorted(abs(fitted.seconds(load) / seconds - 1) for load, seconds in samples)
                 limit = max(3 * errors[len(errors) // 2], ODD)
@@ -119,15 +123,17 @@ def _columns(
     else:
         far = 0.0
     one, few = rows <= 1, 1 < rows <= FEW_ROWS
+    waits = known.host_seconds(load) > load.hidden
     return [
         *(compute, memory, pairs, keys, work.element_bytes / bandwidth),
         *(layers * one, layers * few, layers * (not one and not few)),
-        *(load.sequences, load.prompts, load.prompts > 0, far, load.alone, 0.0),
+        *(load.sequences, waits * load.prompts, waits, waits * load.prompt_tokens, far, load.alone, 0.0),
     ]
 
 
-def _solved(columns: list[list[float]], seconds: list[float], start: Efficiency) -> Efficiency:
-    """The shares that meet `seconds` best; rows of `columns` are steps, columns SHARES and SECONDS."""
+def _solved(columns: list[list[float]], seconds: list[float], hidden: list[float], start: Efficiency) -> Efficiency:
+    """The shares that meet `seconds` best, and those of the host's work that are `hidden`; rows of `columns` are steps,
+    columns SHARES and SECONDS."""
     import numpy as np
 
     from .least_squares import non_negative_least_squares
@@ -135,7 +141,10 @@ def _solved(columns: list[list[float]], seconds: list[float], start: Efficiency)
     taken, at_start = np.array(seconds), _unknowns(start)
     scaled = np.array(columns) * at_start / taken[:, None]  # each unknown as a multiple of its start
     least = np.array([1 / most for most in SHARES.values()] + [0.0] * (len(at_start) - len(SHARES))) / at_start
-    target, prior = 1 - start.step_seconds / taken - scaled @ least, math.sqrt(PRIOR * len(seconds))
+    target, prior = (
+        1 + (np.array(hidden) - start.step_seconds) / taken - scaled @ least,
+        math.sqrt(PRIOR * len(seconds)),
+    )
     weights = np.ones(len(taken))
     for _ in range(8):
         root = np.sqrt(weights)

@@ -12,13 +12,15 @@ other, so their seconds add up:
              the keys of a part take one after the other, layers * context_seconds
   elements   norms, rotations, gates, sums and logits, which multiply no matrices: bytes / (bandwidth * elements)
   starting   step_seconds + layers * layer_seconds (of one token; few_ or many_layer_seconds of more) + sequences *
-             sequence_seconds + prompts * prompt_seconds; reading_seconds where there are prompts, and alone_seconds
-             where the device had nothing to do before (not in steps that wait for the host all the same, see below)
+             sequence_seconds, and alone_seconds where the device had nothing to do before
+  waiting    for the host, which prepares a step that reads prompts for reading_seconds + prompts * prompt_seconds +
+             their tokens * prompt_token_seconds, less the seconds that the device is busy with what was launched before
   sending    two all-reduces a layer between tensor-parallel devices, all-to-alls between expert-parallel ones
 
 On a GPU steps in which every sequence decodes are recorded and replayed, and those that read prompts, filled up to a
 size that comes again, unless they are large (plan/recorded_steps.py). In others the host starts kernel by kernel, and
-the device waits where that takes longer: the whole is at least step_seconds + layers * eager_layer_seconds.
+the device waits where that takes longer: the whole, with what the device was busy with, is at least step_seconds +
+layers * eager_layer_seconds.
 
 Weights that are stored in fewer bits are multiplied in 16: their bytes shrink, their FLOPs do not.
 Symbols as in plan/parameters.py.
@@ -27,7 +29,7 @@ Symbols as in plan/parameters.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 from ..errors import GristmillError
@@ -55,6 +57,18 @@ class Load:
     cached: int  # tokens whose keys and values a full layer reads from the cache
     prompts: int = 0  # sequences of which more than one token of a prompt is computed: more for the host to do
     alone: bool = False  # nothing was under way when it was planned, so the device waited for the host
+    # Seconds that the device goes on, when it is planned, with what was launched before; inf: the host is far ahead.
+    busy: float = field(default=math.inf, compare=False)
+
+    @property
+    def hidden(self) -> float:
+        """Seconds of the host's work on it that cost no time, since the device is busy."""
+        return 0.0 if self.alone else self.busy
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Of its tokens those that prompts have, where the other sequences compute one each."""
+        return self.tokens - self.sequences + self.prompts if self.prompts else 0
 
     @staticmethod
     def decode(sequences: int, context: float, new_tokens: int = 1) -> Load:
@@ -91,6 +105,7 @@ class Load:
             self.cached + other.cached,
             self.prompts + other.prompts,
             self.alone and other.alone,
+            min(self.busy, other.busy),
         )
 
 
@@ -114,24 +129,35 @@ class Efficiency:
     few_layer_seconds: float = 20e-6
     many_layer_seconds: float = 20e-6
     context_seconds: float = 5e-6  # of a layer's attention over FAR keys and more a sequence, a share of it over fewer
-    alone_seconds: float = 0.9e-3  # of a step before which nothing was under way: the device waits for the host
-    eager_layer_seconds: float = 0.47e-3  # of the host to start a layer's kernels (measured: 14.2 ms for 30 layers)
+    alone_seconds: float = 0.4e-3  # of a step before which nothing was under way: the device waits for the host
+    eager_layer_seconds: float = 0.7e-3  # of the host to start a layer's kernels (measured: 14 to 36 ms for 30 or 32)
     sequence_seconds: float = 2.5e-6  # of the host for a sequence's token (measured: 640 us for 256)
-    prompt_seconds: float = 60e-6  # of the host for a sequence's part of a prompt
-    reading_seconds: float = 0.3e-3  # of the host for a step that reads prompts, as far as the device waits for it
+    # Of the host for a step that reads prompts, for each of them, and for each of their tokens; measured: 1.3 to 2 ms
+    # for one short prompt, 5 to 8 ms for sixteen of 8,192 tokens in all.
+    reading_seconds: float = 1.3e-3
+    prompt_seconds: float = 50e-6
+    prompt_token_seconds: float = 0.3e-6
+    read_seconds: float = 0.1e-3  # from a step's end until its tokens are handed out
     message_seconds: float = 8e-6  # of an exchange between devices, however short (cited: llm-analysis, NVLink)
 
     default: ClassVar[Efficiency]
     ideal: ClassVar[Efficiency]  # the ceilings themselves, nothing lost: floors
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name.endswith("_seconds") or field.name == "overlap" else 1e-6
+        for name in (one.name for one in fields(self)):
+            value = getattr(self, name)
+            least = 0 if name.endswith("_seconds") or name == "overlap" else 1e-6
             if not least <= value < math.inf:
-                raise GristmillError(f"efficiency: {field.name} must be above 0 and finite, not {value}")
+                raise GristmillError(f"efficiency: {name} must be above 0 and finite, not {value}")
         if self.overlap > 1:
             raise GristmillError(f"efficiency: overlap must be from 0 to 1, not {self.overlap}")
+
+    def host_seconds(self, load: Load) -> float:
+        """What the host prepares a step for, as far as the step reads prompts."""
+        if not load.prompts:
+            return 0.0
+        tokens = load.prompt_tokens * self.prompt_token_seconds
+        return self.reading_seconds + load.prompts * self.prompt_seconds + tokens
 
 
 def is_processor(device: Device) -> bool:
@@ -149,7 +175,8 @@ def usual_efficiency(device: Device) -> Efficiency:
         return Efficiency(
             compute=1.0, memory=0.63, attention_compute=0.75, attention_memory=0.2, elements=1.0, overlap=0.0,
             layer_seconds=18e-6, few_layer_seconds=18e-6, many_layer_seconds=18e-6, context_seconds=0.0,
-            alone_seconds=0.0, prompt_seconds=0.0, reading_seconds=0.0, eager_layer_seconds=0.0, sequence_seconds=10e-6,
+            alone_seconds=0.0, prompt_seconds=0.0, reading_seconds=0.0, prompt_token_seconds=0.0,
+            read_seconds=0.0, eager_layer_seconds=0.0, sequence_seconds=10e-6,
         )  # fmt: skip
     return replace(
         Efficiency.default,
@@ -162,7 +189,7 @@ def usual_efficiency(device: Device) -> Efficiency:
     )
 
 
-_SECONDS = tuple(field.name for field in fields(Efficiency) if field.name.endswith("_seconds"))
+_SECONDS = tuple(one.name for one in fields(Efficiency) if one.name.endswith("_seconds"))
 Efficiency.default = Efficiency()
 Efficiency.ideal = Efficiency(1, 1, 1, 1, 1, 1, 1, **dict.fromkeys(_SECONDS, 0.0))
 
@@ -260,7 +287,6 @@ class StepModel:
         self._eager = share.step_seconds + config.num_layers * share.eager_layer_seconds
         self._recorded = is_recorded(config) and not is_processor(device)
         self._most_recorded = recorded_tokens(config) if self._recorded else 0
-        self._per_prompt, self._reading = share.prompt_seconds, share.reading_seconds
         self._per_sequence, self._both = share.sequence_seconds, 1 - share.overlap
         self._token_compute = self._flops * self._per_flop
         self._token_extra = self._element_bytes * self._per_element_byte + self._sent_bytes * self._per_sent_byte
@@ -293,7 +319,7 @@ class StepModel:
             total = self._fixed_one + min(max(tokens - 1, 0.0), 1.0) * (self._fixed_few - self._fixed_one)
         total += sequences * self._per_sequence + tokens * self._token_extra
         if load.prompts:
-            total += load.prompts * self._per_prompt + self._reading
+            total += max(self.efficiency.host_seconds(load) - load.hidden, 0.0)
         memory = self._weight_seconds
         if self._experts:
             memory += self._expert_seconds * distinct_experts(self._experts, self._top_k, tokens * self._pooled)
@@ -314,7 +340,9 @@ class StepModel:
         total += max(attention, reach(load) * self._far_seconds)
         if load.alone:
             total += self._alone
-        return self._eager if total < self._eager and not self.replayed(load) else total
+        if total < self._eager and not self.replayed(load):
+            total = max(total, self._eager - load.hidden if load.hidden < math.inf else self._eager)
+        return total
 
     def work(self, load: Load) -> Work:
         """What `seconds` takes time for, in FLOPs and bytes. In a sliding layer sequences are taken to be alike."""
