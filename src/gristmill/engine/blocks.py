@@ -196,10 +196,11 @@ class BlockPool:
             assert len(set(blocks)) == len(blocks), f"a sequence holds a block twice: {blocks}"
             for block in blocks:
                 held[block] += 1
-        for block, count in enumerate(held):
+        if held != self._references:
+            block = next(block for block, count in enumerate(held) if count != self._references[block])
             counted = self._references[block]
-            assert count == counted, (
-                f"block {block} leaked: {count} sequences hold it, {counted} references are counted"
+            raise AssertionError(
+                f"block {block} leaked: {held[block]} sequences hold it, {counted} references are counted"
             )
         blank = self._blank.blocks()
         unused = sorted([*blank, *self._idle])
