@@ -26,7 +26,7 @@ SMALL = (
     "evaluation.tasks=40",
 )
 
-SHORTER = ("--set", "base.training.steps=600", "--set", "sft.training.steps=400", "--set", "dpo.training.steps=30")
+SHORTER = ("--set", "base.training.steps=450", "--set", "sft.training.steps=320", "--set", "dpo.training.steps=30")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
