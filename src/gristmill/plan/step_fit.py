@@ -141,10 +141,8 @@ def _solved(columns: list[list[float]], seconds: list[float], hidden: list[float
     taken, at_start = np.array(seconds), _unknowns(start)
     scaled = np.array(columns) * at_start / taken[:, None]  # each unknown as a multiple of its start
     least = np.array([1 / most for most in SHARES.values()] + [0.0] * (len(at_start) - len(SHARES))) / at_start
-    target, prior = (
-        1 + (np.array(hidden) - start.step_seconds) / taken - scaled @ least,
-        math.sqrt(PRIOR * len(seconds)),
-    )
+    target = 1 + (np.array(hidden) - start.step_seconds) / taken - scaled @ least
+    prior = math.sqrt(PRIOR * len(seconds))
     weights = np.ones(len(taken))
     for _ in range(8):
         root = np.sqrt(weights)
